@@ -1,0 +1,21 @@
+"""What can go wrong below the features. Callers turn these into sentences for people."""
+
+
+class DuplicateName(Exception):
+    """Another record has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class RecordNotFound(Exception):
+    """No record has this name or id."""
+
+    def __init__(self, kind: str, key: str) -> None:
+        super().__init__(f"{kind} {key}")
+        self.kind, self.key = kind, key
+
+
+class LeaseLost(Exception):
+    """Another worker has taken the job over, so this one may write nothing more about it."""

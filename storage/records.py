@@ -1,0 +1,90 @@
+"""Frozen records, as repositories return them. Times are UTC seconds since 1970, sizes are bytes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """A base model in the file store. `path` is its folder; `quantization_loss` maps nf4, int8, bf16 to nats a token."""
+
+    id: str
+    name: str
+    source: str
+    fingerprint: str
+    path: str
+    size_bytes: int
+    created_at: float
+    quantization_loss: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A dataset of rendered conversations. `content_hash` is SHA-256 over the normalised rows."""
+
+    id: str
+    name: str
+    form: str
+    rows: int
+    turns: int
+    content_hash: str
+    size_bytes: int
+    notes: list[str]
+    sample: bool
+    created_at: float
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One training job with its frozen configuration and the progress of its newest attempt."""
+
+    id: str
+    state: str
+    adapter_id: str
+    adapter_name: str
+    base_id: str
+    dataset_id: str
+    config: dict[str, Any]
+    progress: dict[str, Any]
+    result: dict[str, Any]
+    reason: str
+    attempt: int
+    lease_owner: str
+    lease_until: float
+    cancel_requested: bool
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One line that a training process wrote: kind is notice, progress, eval, state, done or failed."""
+
+    id: int
+    job_id: str
+    attempt: int
+    at: float
+    kind: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """A finished adapter: where it comes from (lineage) and what its training measured."""
+
+    id: str
+    name: str
+    sha256: str
+    base_id: str
+    base_fingerprint: str
+    dataset_id: str
+    dataset_hash: str
+    job_id: str
+    rank: int
+    size_bytes: int
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    code_version: str
+    seed: int
+    created_at: float

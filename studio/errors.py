@@ -1,0 +1,41 @@
+"""Errors that a person reads. Each message is one plain sentence: what, got, expected, next step.
+
+Raise a `StudioError` for everything that a user, a file or a machine can cause; let programming errors stay
+ordinary exceptions. The page shows `str(error)` as a card, the command line prints it and exits with 2.
+"""
+
+
+class StudioError(Exception):
+    """Base of every failure that is explained to a person instead of traced."""
+
+
+class InvalidInput(StudioError):
+    """An option or a file is wrong, and the message says where and how to mend it."""
+
+
+class NotFound(StudioError):
+    """Nothing has this name or id."""
+
+
+class NameTaken(StudioError):
+    """Another record already carries this name."""
+
+
+class IncompatibleAdapter(StudioError):
+    """The adapter was trained on another base, or its files do not fit the base."""
+
+
+class BaseUnavailable(StudioError):
+    """The base model could not be found, fetched or loaded."""
+
+
+class OutOfSpace(StudioError):
+    """The disk is full; nothing half-written was left behind."""
+
+
+class TrainingFailed(StudioError):
+    """A training job cannot go on."""
+
+
+class Interrupted(StudioError):
+    """The work was stopped on request."""

