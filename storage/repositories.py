@@ -1,0 +1,132 @@
+"""Bases, datasets and adapters: one small repository a record, each with the same few verbs.
+
+Every method is one short transaction. Lookups by name or id are exact.
+"""
+
+from dataclasses import asdict, fields
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
+
+from storage.database import Database
+from storage.errors import DuplicateName, RecordNotFound
+from storage.records import AdapterRecord, BaseRecord, DatasetRecord
+from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, Table
+
+
+R = TypeVar("R")
+Named = TypeVar("Named", BaseRecord, DatasetRecord, AdapterRecord)
+
+
+def to_record(record: type[R], row: Table) -> R:
+    """Copy a row into its frozen record of the same field names."""
+    return record(**{field.name: getattr(row, field.name) for field in fields(record)})  # type: ignore[arg-type]
+
+
+class NamedRepository(Generic[Named]):
+    """What bases, datasets and adapters share: they have an opaque id and a unique name."""
+
+    kind: str
+    row: type[BaseRow] | type[DatasetRow] | type[AdapterRow]
+    record: type[Named]
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def add(self, record: Named) -> Named:
+        """Insert.
+
+        Raises:
+            DuplicateName: the name is taken.
+        """
+        try:
+            with self.database.write() as session:
+                session.add(self.row(**asdict(record)))
+        except IntegrityError:
+            raise DuplicateName(record.name) from None
+        return record
+
+    def find(self, name_or_id: str) -> Named | None:
+        """The record with this name, else with this id, else None."""
+        with self.database.read() as session:
+            for column in (self.row.name, self.row.id):
+                found = session.scalar(select(self.row).where(column == name_or_id))
+                if found is not None:
+                    return to_record(self.record, found)
+        return None
+
+    def get(self, name_or_id: str) -> Named:
+        """Like `find`.
+
+        Raises:
+            RecordNotFound: there is none.
+        """
+        found = self.find(name_or_id)
+        if found is None:
+            raise RecordNotFound(self.kind, name_or_id)
+        return found
+
+    def all(self) -> list[Named]:
+        """All records, newest first."""
+        query = select(self.row).order_by(self.row.created_at.desc(), self.row.id)
+        with self.database.read() as session:
+            return [to_record(self.record, row) for row in session.scalars(query)]
+
+    def rename(self, record_id: str, name: str) -> Named:
+        """Change the label.
+
+        Raises:
+            DuplicateName: the name is taken. RecordNotFound: the record is gone.
+        """
+        try:
+            self._update(record_id, {"name": name})
+        except IntegrityError:
+            raise DuplicateName(name) from None
+        return self.get(record_id)
+
+    def remove(self, record_id: str) -> None:
+        """Delete the record, if it is there."""
+        with self.database.write() as session:
+            session.execute(delete(self.row).where(self.row.id == record_id))
+
+    def _update(self, record_id: str, values: dict[str, Any]) -> None:
+        with self.database.write() as session:
+            session.execute(update(self.row).where(self.row.id == record_id).values(values))
+
+
+class Bases(NamedRepository[BaseRecord]):
+    """Base models in the file store."""
+
+    kind, row, record = "base", BaseRow, BaseRecord
+
+    def set_quantization_loss(self, base_id: str, losses: dict[str, float]) -> None:
+        """Store what each form of the weights costs, in nats a token."""
+        self._update(base_id, {"quantization_loss": losses})
+
+
+class Datasets(NamedRepository[DatasetRecord]):
+    """Datasets in the library."""
+
+    kind, row, record = "dataset", DatasetRow, DatasetRecord
+
+    def needed_by(self, dataset_id: str) -> int:
+        """How many unfinished jobs will still read this dataset."""
+        query = select(JobRow.id).where(JobRow.dataset_id == dataset_id, JobRow.state.in_(("queued", "running")))
+        with self.database.read() as session:
+            return len(session.scalars(query).all())
+
+    def first_time(self, flag: str, now: float) -> bool:
+        """True exactly once for each flag, in the life of the database."""
+        try:
+            with self.database.write() as session:
+                session.add(FlagRow(name=flag, at=now))
+        except IntegrityError:
+            return False
+        return True
+
+
+class Adapters(NamedRepository[AdapterRecord]):
+    """Finished adapters. They are inserted by `Jobs.finish`, in the transaction that ends their job."""
+
+    kind, row, record = "adapter", AdapterRow, AdapterRecord

@@ -1,0 +1,26 @@
+"""Names that people give to datasets and adapters: labels, never paths."""
+
+import unicodedata
+
+from studio.errors import InvalidInput
+
+MAX_NAME = 80
+RESERVED = frozenset({"base"})
+
+
+def checked_name(kind: str, name: str) -> str:
+    """Return the name, trimmed and in Unicode's composed form.
+
+    Raises:
+        InvalidInput: it is empty, too long, reserved, or holds characters that cannot be seen.
+    """
+    clean = " ".join(unicodedata.normalize("NFC", name).split())
+    if not clean:
+        raise InvalidInput(f"The {kind} has no name; type one of 1 to {MAX_NAME} characters.")
+    if len(clean) > MAX_NAME:
+        raise InvalidInput(f"The {kind}'s name has {len(clean)} characters; shorten it to at most {MAX_NAME}.")
+    if any(unicodedata.category(char).startswith("C") for char in clean):
+        raise InvalidInput(f"The {kind}'s name holds a character that cannot be seen; type it again by hand.")
+    if clean.lower() in RESERVED:
+        raise InvalidInput(f"The name {clean!r} means the base model itself; choose another for the {kind}.")
+    return clean
