@@ -150,7 +150,7 @@ class Jobs:
         values = {
             "state": QUEUED,
             "adapter_id": adapter_id,
-            "attempt": 0,
+            "losses": 0,
             "cancel_requested": False,
             "reason": "",
             "progress": {},
@@ -160,14 +160,14 @@ class Jobs:
         with self.database.write() as session:
             return _changed(session.execute(move.values(values))) == 1
 
-    def requeue_lost(self, now: float, dead_owners: list[str], max_attempts: int) -> list[JobRecord]:
+    def requeue_lost(self, now: float, dead_owners: list[str], max_losses: int) -> list[JobRecord]:
         """Put back every running job whose lease ended or whose worker is known to be dead; fail those lost too often."""
         lost = or_(JobRow.lease_until < now, JobRow.lease_owner.in_(dead_owners))
         query = select(JobRow).where(JobRow.state == RUNNING, lost)
         with self.database.write() as session:
             rows = session.scalars(query.with_for_update(skip_locked=True)).all()
             for row in rows:
-                _requeue(row, now, max_attempts)
+                _requeue(row, now, max_losses)
             session.flush()
             return [to_record(JobRecord, row) for row in rows]
 
@@ -199,14 +199,14 @@ def _changed(result: Any) -> int:
     return result.rowcount
 
 
-def _requeue(row: JobRow, now: float, max_attempts: int) -> None:
-    row.lease_owner, row.lease_until = "", 0.0
+def _requeue(row: JobRow, now: float, max_losses: int) -> None:
+    row.lease_owner, row.lease_until, row.losses = "", 0.0, row.losses + 1
     if row.cancel_requested:
         row.state, row.reason, row.finished_at = CANCELLED, "Cancelled while its worker was gone.", now
-    elif row.attempt >= max_attempts:
+    elif row.losses >= max_losses:
         row.state, row.finished_at = FAILED, now
         row.reason = (
-            f"The worker died {row.attempt} times while it ran this job, most often for want of memory. "
+            f"The worker died {row.losses} times while it ran this job, most often for want of memory. "
             "Lower token_budget or max_length, or choose a smaller base, then retry."
         )
     else:

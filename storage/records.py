@@ -6,13 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """A base model in the file store. `path` is its folder; `quantization_loss` maps nf4, int8, bf16 to nats a token."""
+    """A base model in the file store. `quantization_loss` maps nf4, int8, bf16 to nats a token."""
 
     id: str
     name: str
     source: str
     fingerprint: str
-    path: str
     size_bytes: int
     created_at: float
     quantization_loss: dict[str, float]
@@ -49,6 +48,7 @@ class JobRecord:
     result: dict[str, Any]
     reason: str
     attempt: int
+    losses: int
     lease_owner: str
     lease_until: float
     cancel_requested: bool

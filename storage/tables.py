@@ -19,7 +19,6 @@ class BaseRow(Table):
     name: Mapped[str] = mapped_column(String(200), unique=True)
     source: Mapped[str] = mapped_column(String(500))
     fingerprint: Mapped[str] = mapped_column(String(64), index=True)
-    path: Mapped[str] = mapped_column(String(1000))
     size_bytes: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[float] = mapped_column(Float)
     quantization_loss: Mapped[dict[str, float]]
@@ -56,6 +55,7 @@ class JobRow(Table):
     result: Mapped[dict[str, Any]]
     reason: Mapped[str] = mapped_column(String(2000), default="")
     attempt: Mapped[int] = mapped_column(Integer, default=0)
+    losses: Mapped[int] = mapped_column(Integer, default=0)
     lease_owner: Mapped[str] = mapped_column(String(100), default="")
     lease_until: Mapped[float] = mapped_column(Float, default=0.0)
     cancel_requested: Mapped[bool] = mapped_column(default=False)

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     max_adapter_upload_bytes: int = Field(1 << 30, ge=1, description="largest adapter file that is read")
     hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
     lease_s: float = Field(15.0, gt=0, description="a job whose worker is silent for longer is given to another")
-    max_attempts: int = Field(3, ge=1, description="a job that is lost this many times has failed")
+    max_losses: int = Field(3, ge=1, description="a job whose worker dies this many times has failed")
     log_level: str = "INFO"
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 Only safetensors are read and no code of a repository is run.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def load_model(path: Path, quantization: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
+    # It warns about an optional kernel package that is not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype = torch.float32 if quantization == "fp32" else torch.bfloat16
     try:
         model = AutoModelForCausalLM.from_pretrained(

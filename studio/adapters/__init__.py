@@ -1,0 +1,1 @@
+"""The catalog's rules: find, rename, delete, take away."""

@@ -1,0 +1,112 @@
+"""What people do with the queue: submit, watch, cancel, retry."""
+
+import time
+from typing import Any
+
+from storage import files
+from storage.errors import RecordNotFound
+from storage.jobs import OPEN, QUEUED, Jobs
+from storage.records import BaseRecord, DatasetRecord, EventRecord, JobRecord
+from storage.repositories import Adapters
+from studio.errors import InvalidInput, NameTaken, NotFound
+from studio.names import checked_name
+from studio.training.config import TrainConfig
+
+
+class Queue:
+    """First in, first out. Nothing trains here; a worker claims what is queued.
+
+    Args:
+        jobs: the table. adapters: to keep the names of finished and coming adapters apart.
+    """
+
+    def __init__(self, jobs: Jobs, adapters: Adapters) -> None:
+        self.jobs, self.adapters = jobs, adapters
+
+    def submit(self, adapter_name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainConfig) -> JobRecord:
+        """Queue a job that trains an adapter of this name, its configuration frozen.
+
+        Raises:
+            NameTaken: a finished adapter or a waiting job has the name. InvalidInput: the name is not usable.
+        """
+        name = checked_name("adapter", adapter_name)
+        self._check_free(name)
+        record = JobRecord(
+            id=files.new_id(),
+            state=QUEUED,
+            adapter_id=files.new_id(),
+            adapter_name=name,
+            base_id=base.id,
+            dataset_id=dataset.id,
+            config={**config.model_dump(), "dataset_name": dataset.name, "dataset_hash": dataset.content_hash},
+            progress={},
+            result={},
+            reason="",
+            attempt=0,
+            losses=0,
+            lease_owner="",
+            lease_until=0.0,
+            cancel_requested=False,
+            created_at=time.time(),
+            started_at=None,
+            finished_at=None,
+        )
+        return self.jobs.add(record)
+
+    def get(self, job_id: str) -> JobRecord:
+        """One job.
+
+        Raises:
+            NotFound: no job has this id.
+        """
+        try:
+            return self.jobs.get(job_id)
+        except RecordNotFound:
+            raise NotFound(f"There is no job {job_id!r}; see the jobs with: python -m studio job list.") from None
+
+    def all(self) -> list[JobRecord]:
+        """The newest jobs first."""
+        return self.jobs.all()
+
+    def open(self) -> list[JobRecord]:
+        """Running and waiting jobs in the order in which they (will) run."""
+        return sorted(self.jobs.all(OPEN), key=lambda job: (job.state == QUEUED, job.created_at, job.id))
+
+    def events(self, job_id: str, after: int = 0, kinds: tuple[str, ...] = ()) -> list[EventRecord]:
+        """What the job's process said, in order."""
+        return self.jobs.events(job_id, after, kinds)
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Cancel a waiting job now and a running one within seconds.
+
+        Raises:
+            InvalidInput: it is over already.
+        """
+        job = self.get(job_id)
+        if job.state not in OPEN:
+            raise InvalidInput(f"The job {job.id} is {job.state} already; there is nothing to cancel.")
+        return self.jobs.request_cancel(job_id, time.time())
+
+    def retry(self, job_id: str) -> JobRecord:
+        """Queue a failed or cancelled job again, from its start.
+
+        Raises:
+            InvalidInput: it is neither. NameTaken: its adapter's name is used by now.
+        """
+        job = self.get(job_id)
+        self._check_free(job.adapter_name)
+        if not self.jobs.retry(job.id, files.new_id(), time.time()):
+            raise InvalidInput(f"The job {job.id} is {job.state}; only a failed or cancelled job can be retried.")
+        return self.get(job_id)
+
+    def _check_free(self, name: str) -> None:
+        if self.adapters.find(name) is not None:
+            raise NameTaken(f"There is already an adapter named {name!r}; choose another name or delete that one first.")
+        waiting = next((job for job in self.jobs.all(OPEN) if job.adapter_name == name), None)
+        if waiting is not None:
+            raise NameTaken(f"The job {waiting.id} ({waiting.state}) already makes an adapter named {name!r}; choose another name.")
+
+
+def training_config(job: JobRecord) -> dict[str, Any]:
+    """The part of a job's configuration that the trainer takes."""
+    return {key: value for key, value in job.config.items() if key in TrainConfig.model_fields}

@@ -1,0 +1,219 @@
+"""The worker: claims a job under a lease, supervises its subprocess, and makes the adapter appear.
+
+Whatever dies, the job does not: a dead worker's lease ends and the job is queued again; a dead subprocess fails its
+job with a reason; an adapter whose files are complete is registered without training again.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+
+from storage import files
+from storage.errors import DuplicateName, LeaseLost
+from storage.jobs import CANCELLED, FAILED, QUEUED, Jobs
+from storage.records import AdapterRecord, BaseRecord, JobRecord
+from storage.repositories import Bases, Datasets
+from studio.jobs.process import TrainingProcess
+from studio.jobs.queue import training_config
+from studio.lora.files import adapter_sha256
+from studio.training.run import LINEAGE_FILE, JobSpec
+
+POLL_S = 0.4
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs one job after another.
+
+    Args:
+        jobs, bases, datasets: the tables. home: the studio's folder. lease_s: how long a silent worker keeps a job.
+        max_losses: a job whose worker dies this many times has failed.
+    """
+
+    def __init__(self, jobs: Jobs, bases: Bases, datasets: Datasets, home: Path, lease_s: float, max_losses: int) -> None:
+        self.jobs, self.bases, self.datasets, self.home = jobs, bases, datasets, home
+        self.lease_s, self.max_losses = lease_s, max_losses
+        self.owner = _identity(os.getpid()) + f":{files.new_id()[:6]}"
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Work in a thread of its own until `stop`."""
+        self._thread = threading.Thread(target=self.run, name="worker", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop soon; a running job goes back into the queue."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=30)
+
+    def run(self) -> None:
+        """Claim and run jobs until `stop`."""
+        while not self._stopping.is_set():
+            try:
+                worked = self.run_one()
+            except Exception:  # one broken job or a busy disk must not end the queue
+                log.exception("The worker met an error and goes on.")
+                worked = False
+            if not worked:
+                self._stopping.wait(POLL_S)
+
+    def run_one(self) -> bool:
+        """Run the oldest waiting job, if there is one."""
+        now = time.time()
+        for lost in self.jobs.requeue_lost(now, self._dead_owners(), self.max_losses):
+            log.warning("Job %s lost its worker and is %s.", lost.id, lost.state)
+        job = self.jobs.claim(self.owner, now, self.lease_s)
+        if job is None:
+            return False
+        log.info("Job %s: attempt %d of adapter %r.", job.id, job.attempt, job.adapter_name)
+        try:
+            self._run_job(job)
+        except LeaseLost:
+            log.warning("Job %s was taken over by another worker.", job.id)
+        return True
+
+    def _run_job(self, job: JobRecord) -> None:
+        try:
+            base = self.bases.get(job.base_id)
+            if self.adapter_folder(job).exists():  # an earlier attempt died between its last two steps
+                self._register(job, base)
+                return
+            process = TrainingProcess(self._write_spec(job, base), self.log_path(job.id))
+        except OSError as error:
+            self.jobs.end(job, FAILED, f"The job could not start: {error.strerror or error}. Mend that and retry it.", time.time())
+            return
+        try:
+            self._supervise(job, base, process)
+        finally:
+            process.stop()
+            process.close()
+
+    def _supervise(self, job: JobRecord, base: BaseRecord, process: TrainingProcess) -> None:
+        reason, renewed = "", 0.0
+        while True:
+            status = process.wait(POLL_S)
+            events = process.drain()
+            reason = next((data["reason"] for _, kind, data in events if kind == "failed"), reason)
+            if events:
+                self.jobs.record(job, events, _progress(job, events))
+            if status is not None:
+                break
+            cancelled = False
+            if time.time() - renewed > self.lease_s / 5 or self._stopping.is_set():
+                cancelled, renewed = self.jobs.renew(job, time.time(), self.lease_s), time.time()
+            if cancelled or self._stopping.is_set():
+                process.stop()
+                self._discard(job)
+                state, why = (CANCELLED, "Cancelled.") if cancelled else (QUEUED, "The studio was stopped; the job is in the queue again.")
+                self.jobs.end(job, state, why, time.time())
+                return
+        if status == 0 and self.adapter_folder(job).exists():
+            self._register(job, base)
+        else:
+            self._discard(job)
+            self.jobs.end(job, FAILED, reason or _exit_reason(status), time.time())
+
+    def _register(self, job: JobRecord, base: BaseRecord) -> None:
+        """Insert the adapter and end the job, in one transaction."""
+        folder = self.adapter_folder(job)
+        lineage = orjson.loads((folder / LINEAGE_FILE).read_bytes())
+        record = AdapterRecord(
+            id=job.adapter_id,
+            name=job.adapter_name,
+            sha256=adapter_sha256(folder),
+            base_id=base.id,
+            base_fingerprint=lineage["base_fingerprint"],
+            dataset_id=job.dataset_id,
+            dataset_hash=lineage["dataset_hash"],
+            job_id=job.id,
+            rank=int(lineage["config"]["rank"]),
+            size_bytes=files.size_of(folder),
+            config=lineage["config"],
+            metrics=lineage["metrics"],
+            code_version=lineage["code_version"],
+            seed=int(lineage["config"]["seed"]),
+            created_at=time.time(),
+        )
+        try:
+            self.jobs.finish(job, record, lineage["metrics"], time.time())
+        except DuplicateName:
+            self._discard(job)
+            why = f"Another adapter took the name {job.adapter_name!r} while this one trained; rename that one, then retry."
+            self.jobs.end(job, FAILED, why, time.time())
+
+    def _write_spec(self, job: JobRecord, base: BaseRecord) -> Path:
+        spec = {
+            "base_path": str(self.home / "bases" / base.id),
+            "base_name": base.name,
+            "base_fingerprint": base.fingerprint,
+            "dataset_path": str(self.home / "datasets" / job.dataset_id / "rows.arrow"),
+            "dataset_name": job.config["dataset_name"],
+            "dataset_hash": job.config["dataset_hash"],
+            "adapter_folder": str(self.adapter_folder(job)),
+            "config": training_config(job),
+        }
+        path = self.home / "jobs" / job.id / "job.json"
+        files.write_file(path, orjson.dumps(JobSpec(**spec), option=orjson.OPT_INDENT_2))
+        return path
+
+    def adapter_folder(self, job: JobRecord) -> Path:
+        """Where the job's adapter is or will be."""
+        return self.home / "adapters" / job.adapter_id
+
+    def log_path(self, job_id: str) -> Path:
+        """The job's log text."""
+        return self.home / "jobs" / job_id / "log.txt"
+
+    def _discard(self, job: JobRecord) -> None:
+        files.remove_folder(self.adapter_folder(job))
+
+    def _dead_owners(self) -> list[str]:
+        """Workers of this machine that hold a lease and are no process any more."""
+        here = socket.gethostname() + ":"
+        return [o for o in self.jobs.running_owners() if o.startswith(here) and not _is_alive(o)]
+
+
+def _identity(pid: int) -> str:
+    """host:pid:start, so that a new process with an old number is not mistaken for its owner."""
+    return f"{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
+
+
+def _is_alive(owner: str) -> bool:
+    pid = int(owner.split(":")[1])
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and owner.startswith(_identity(pid) + ":")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _progress(job: JobRecord, events: list[tuple[float, str, dict[str, Any]]]) -> dict[str, Any] | None:
+    """The newest progress with the newest state in it, or None where neither changed."""
+    progress = dict(job.progress)
+    for _, kind, data in events:
+        if kind in ("progress", "state"):
+            progress.update(data)
+    if progress == job.progress:
+        return None
+    job.progress.update(progress)
+    return progress
+
+
+def _exit_reason(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return (
+            "The training process was killed, most often because memory ran out. "
+            "Lower token_budget or max_length, or choose a smaller base; then retry."
+        )
+    if status < 0:
+        return f"The training process was ended by signal {-status}; retry the job."
+    return f"The training process ended with status {status} and gave no reason; the job's log has the details."

@@ -1,0 +1,163 @@
+"""The training subprocess: `python -m studio.training.run JOB.json`.
+
+Says everything as events on stdout, writes the adapter's folder complete or not at all, and ends when its parent
+does: stdin is a pipe that the parent holds, and its end means that the parent is gone.
+"""
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+
+from storage import files
+from studio import __version__
+from studio.errors import OutOfSpace, StudioError
+from studio.training.config import TrainConfig
+from studio.training.events import Emit, emit_to_stdout
+
+LINEAGE_FILE = "studio.json"
+NICENESS = 5
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """All that a training process needs, as the worker writes it into JOB.json."""
+
+    base_path: str
+    base_name: str
+    base_fingerprint: str
+    dataset_path: str
+    dataset_name: str
+    dataset_hash: str
+    adapter_folder: str
+    config: dict[str, Any]
+
+
+def train(spec: JobSpec, emit: Emit) -> None:
+    """Train one adapter and publish its folder.
+
+    Raises:
+        StudioError: in words for the user. MemoryError, RuntimeError: from torch.
+    """
+    from studio.bases.loading import load_model, load_tokenizer
+    from studio.datasets.library import open_arrow
+    from studio.datasets.rendering import render_all
+    from studio.training.loop import Trainer
+
+    config = TrainConfig(**spec.config)
+    emit("state", state="loading")
+    tokenizer = load_tokenizer(Path(spec.base_path))
+    conversations = (row["messages"] for row in open_arrow(Path(spec.dataset_path)))
+    rendered = render_all(tokenizer, conversations, config.max_length, config.over_length)
+    for text in rendered.notices:
+        emit("notice", text=text)
+    model = load_model(Path(spec.base_path), config.quantization)
+    trainer = Trainer(model, rendered.examples, config, emit)
+    emit("state", state="training")
+    outcome = trainer.fit()
+    emit("state", state="saving")
+    metrics = {**asdict(outcome), "peak_rss_mb": peak_rss_mb(), "truncated": rendered.truncated, "dropped": rendered.dropped}
+    save(spec, trainer, metrics)
+    emit("done", **metrics)
+
+
+def save(spec: JobSpec, trainer: Any, metrics: dict[str, Any]) -> None:
+    """Write the adapter in PEFT's format with its lineage beside it.
+
+    Raises:
+        OutOfSpace: the disk is full; nothing of the adapter is there.
+    """
+    from studio.lora.files import encode_adapter
+
+    lineage = {
+        "base": spec.base_name,
+        "base_fingerprint": spec.base_fingerprint,
+        "dataset": spec.dataset_name,
+        "dataset_hash": spec.dataset_hash,
+        "config": spec.config,
+        "code_version": __version__,
+        "metrics": metrics,
+    }
+    contents = encode_adapter(trainer.weights(), spec.base_name, trainer.config.dropout)
+    contents[LINEAGE_FILE] = orjson.dumps(lineage, option=orjson.OPT_INDENT_2) + b"\n"
+    try:
+        with files.publish_folder(Path(spec.adapter_folder)) as partial:
+            for name, data in contents.items():
+                (partial / name).write_bytes(data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OutOfSpace(
+            f"The adapter could not be saved: {error.strerror}. Free some space on the studio's disk and retry the job."
+        ) from None
+
+
+def peak_rss_mb() -> int:
+    """The largest resident memory of this process so far, in MiB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset // 2**20)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20)
+
+
+def explain(error: BaseException, config: dict[str, Any]) -> str:
+    """One sentence for whoever submitted the job."""
+    if isinstance(error, StudioError):
+        return str(error)
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        budget, length = config.get("token_budget"), config.get("max_length")
+        return f"Memory ran out. Halve token_budget (now {budget}) or max_length (now {length}), or choose a smaller base; then retry."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "The disk is full. Free some space and retry the job."
+    return f"The training stopped on an error of the studio itself ({type(error).__name__}); the job's log has the details."
+
+
+def die_with_parent() -> None:
+    """End this process as soon as stdin ends, that is, when the parent is gone however it went."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os._exit(3)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+def run(path: Path, emit: Emit, work: Callable[[JobSpec, Emit], None] = train) -> int:
+    """Do the job in a file; returns the exit status, 0 when the adapter is there."""
+    spec = JobSpec(**orjson.loads(path.read_bytes()))
+    try:
+        work(spec, emit)
+    except Exception as error:  # the border of the process: everything becomes one sentence and a log
+        traceback.print_exc()
+        emit("failed", reason=explain(error, spec.config))
+        return 1
+    return 0
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Train one adapter, as the studio's worker does.")
+    parser.add_argument("job", type=Path, help="JSON file of a JobSpec")
+    arguments = parser.parse_args()
+    die_with_parent()
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(NICENESS)  # the page and the chat stay responsive while the CPU trains
+    return run(arguments.job, emit_to_stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
