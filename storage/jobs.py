@@ -87,26 +87,21 @@ class Jobs:
             LeaseLost: the job is another worker's now.
         """
         with self.database.write() as session:
-            wanted = session.scalar(
-                _fenced(job).values(lease_until=now + lease_s).returning(JobRow.cancel_requested)
-            )
+            wanted = session.scalar(_fenced(job).values(lease_until=now + lease_s).returning(JobRow.cancel_requested))
         if wanted is None:
             raise LeaseLost(job.id)
         return bool(wanted)
 
-    def record(self, job: JobRecord, events: list[tuple[float, str, dict[str, Any]]], progress: dict[str, Any] | None) -> None:
+    def record(self, job: JobRecord, events: list[tuple[float, str, dict[str, Any]]], progress: dict[str, Any]) -> None:
         """Store events of the running attempt, and the newest progress.
 
         Raises:
             LeaseLost: the job is another worker's now.
         """
         with self.database.write() as session:
-            values = {"lease_owner": job.lease_owner} if progress is None else {"progress": progress}
-            if _changed(session.execute(_fenced(job).values(values))) == 0:
+            if _changed(session.execute(_fenced(job).values(progress=progress))) == 0:
                 raise LeaseLost(job.id)
-            session.add_all(
-                EventRow(job_id=job.id, attempt=job.attempt, at=at, kind=kind, data=data) for at, kind, data in events
-            )
+            session.add_all(EventRow(job_id=job.id, attempt=job.attempt, at=at, kind=kind, data=data) for at, kind, data in events)
 
     def finish(self, job: JobRecord, adapter: AdapterRecord, result: dict[str, Any], now: float) -> None:
         """End the job as done and make its adapter appear, in one transaction.

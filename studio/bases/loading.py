@@ -13,7 +13,7 @@ QUANTIZATIONS = ("nf4", "int8", "bf16", "fp32")
 
 
 def device_name() -> str:
-    """"cuda" or "cpu"."""
+    """ "cuda" or "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 import psutil
+from filelock import FileLock, Timeout
 
 from storage import files
 from storage.errors import DuplicateName, LeaseLost
@@ -42,6 +43,9 @@ class Worker:
         self.jobs, self.bases, self.datasets, self.home = jobs, bases, datasets, home
         self.lease_s, self.max_losses = lease_s, max_losses
         self.owner = _identity(os.getpid()) + f":{files.new_id()[:6]}"
+        # The machine's one device slot. The system frees it when its holder dies.
+        (home / "jobs").mkdir(parents=True, exist_ok=True)
+        self._device = FileLock(home / "jobs" / "device.lock")
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -72,6 +76,13 @@ class Worker:
         now = time.time()
         for lost in self.jobs.requeue_lost(now, self._dead_owners(), self.max_losses):
             log.warning("Job %s lost its worker and is %s.", lost.id, lost.state)
+        try:
+            with self._device.acquire(timeout=0):
+                return self._claim_and_run(now)
+        except Timeout:  # another worker of this machine trains
+            return False
+
+    def _claim_and_run(self, now: float) -> bool:
         job = self.jobs.claim(self.owner, now, self.lease_s)
         if job is None:
             return False
@@ -99,13 +110,17 @@ class Worker:
             process.close()
 
     def _supervise(self, job: JobRecord, base: BaseRecord, process: TrainingProcess) -> None:
+        progress: dict[str, Any] = {}
         reason, renewed = "", 0.0
         while True:
             status = process.wait(POLL_S)
             events = process.drain()
             reason = next((data["reason"] for _, kind, data in events if kind == "failed"), reason)
             if events:
-                self.jobs.record(job, events, _progress(job, events))
+                for _, kind, data in events:
+                    if kind in ("progress", "state"):
+                        progress = {**progress, **data}
+                self.jobs.record(job, events, progress)
             if status is not None:
                 break
             cancelled = False
@@ -194,18 +209,6 @@ def _is_alive(owner: str) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and owner.startswith(_identity(pid) + ":")
     except psutil.NoSuchProcess:
         return False
-
-
-def _progress(job: JobRecord, events: list[tuple[float, str, dict[str, Any]]]) -> dict[str, Any] | None:
-    """The newest progress with the newest state in it, or None where neither changed."""
-    progress = dict(job.progress)
-    for _, kind, data in events:
-        if kind in ("progress", "state"):
-            progress.update(data)
-    if progress == job.progress:
-        return None
-    job.progress.update(progress)
-    return progress
 
 
 def _exit_reason(status: int) -> str:

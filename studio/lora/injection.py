@@ -47,9 +47,7 @@ def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
     return {name: module for name, module in layers.items() if name.rpartition(".")[2] in wanted}
 
 
-def inject(
-    model: nn.Module, targets: str, rank: int, scale: float, dropout: float, init: Init, seed: int
-) -> dict[str, LoraLinear]:
+def inject(model: nn.Module, targets: str, rank: int, scale: float, dropout: float, init: Init, seed: int) -> dict[str, LoraLinear]:
     """Freeze the model and wrap its target layers; returns the new layers by the dotted names of what they wrap.
 
     Raises:

@@ -21,9 +21,7 @@ class LoraLinear(nn.Module):
         rank: r. scale: s. dropout: probability in [0, 1). init: distribution of A. generator: source of A.
     """
 
-    def __init__(
-        self, base: nn.Module, rank: int, scale: float, dropout: float, init: Init, generator: torch.Generator
-    ) -> None:
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float, init: Init, generator: torch.Generator) -> None:
         super().__init__()
         self.base, self.scale, self.dropout = base, scale, dropout
         device = next(base.parameters()).device

@@ -1,0 +1,151 @@
+"""What people and programs say to the chat: messages and an adapter's name in, a stamped reply out."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.records import AdapterRecord, BaseRecord
+from studio.adapters.catalog import AdapterCatalog, check_base
+from studio.bases.catalog import BaseCatalog
+from studio.chat.engine import AdapterSource, Engine, Ticket
+from studio.chat.sampling import Sampling
+from studio.errors import InvalidInput
+
+BASE_NAME = "base"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Who made a reply, and how fast. `adapter_sha256` is empty for the base."""
+
+    adapter: str
+    adapter_id: str
+    adapter_sha256: str
+    base: str
+    swap_ms: float
+    ttft_ms: float
+    tokens: int
+    tokens_per_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One whole answer."""
+
+    text: str
+    stamp: Stamp
+
+
+class Stream:
+    """An answer on its way: iterate for pieces of text, then read `stamp`."""
+
+    def __init__(self, ticket: Ticket, adapter: AdapterRecord | None, base: BaseRecord) -> None:
+        self._ticket, self._adapter, self._base = ticket, adapter, base
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._ticket
+
+    def cancel(self) -> None:
+        """Stop soon; what was said so far stands."""
+        self._ticket.cancel()
+
+    @property
+    def stamp(self) -> Stamp:
+        """There once the stream has ended."""
+        done = self._ticket.finished
+        assert done is not None
+        name, id_, sha256 = (self._adapter.name, self._adapter.id, self._adapter.sha256) if self._adapter else (BASE_NAME, "", "")
+        return Stamp(name, id_, sha256, self._base.name, done.swap_ms, done.ttft_ms, done.tokens, done.tokens_per_s, done.reason)
+
+
+class Chat:
+    """The resident base and everything that speaks through it.
+
+    Args:
+        bases, adapters: the catalogs. quantization: how the resident base is held. slots, max_batch: see `Engine`.
+    """
+
+    def __init__(self, bases: BaseCatalog, adapters: AdapterCatalog, quantization: str, slots: int, max_batch: int) -> None:
+        self.bases, self.adapters, self.quantization = bases, adapters, quantization
+        self.slots, self.max_batch = slots, max_batch
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._base: BaseRecord | None = None
+
+    @property
+    def base(self) -> BaseRecord | None:
+        """The resident base, if one is loaded."""
+        return self._base
+
+    def make_resident(self, base: BaseRecord) -> Engine:
+        """Load a base unless it is the resident one already; another's requests end with a plain error.
+
+        Raises:
+            BaseUnavailable: it cannot be loaded.
+        """
+        with self._lock:
+            if self._engine is not None and self._base is not None and self._base.id == base.id:
+                return self._engine
+            self._drop()
+            self._engine = load_engine(self.bases.path(base), self.quantization, self.slots, self.max_batch)
+            self._base = base
+            return self._engine
+
+    def stream(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord, sampling: Sampling) -> Stream:
+        """Start an answer to a conversation.
+
+        Args:
+            messages: turns of {role, content}, the last one the user's. adapter: its name or id, or "base".
+            base: the one that is to be resident.
+
+        Raises:
+            NotFound. IncompatibleAdapter: it was trained on another base. InvalidInput: no message, or too long.
+        """
+        if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+            raise InvalidInput("There is no message to answer; type one.")
+        record = None if adapter == BASE_NAME else self.adapters.get(adapter)
+        if record is not None:
+            check_base(record, base)
+        engine = self.make_resident(base)
+        source = None if record is None else AdapterSource(record.sha256, lambda: self.adapters.read(record))
+        ticket = engine.submit(prompt_ids(engine.tokenizer, messages), sampling, source)
+        return Stream(ticket, record, base)
+
+    def reply(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord, sampling: Sampling) -> Reply:
+        """Wait for a whole answer. Raises as `stream` does."""
+        stream = self.stream(messages, adapter, base, sampling)
+        text = "".join(stream)
+        return Reply(text, stream.stamp)
+
+    def resident_adapters(self) -> list[str]:
+        """Content hashes of the adapters in slots."""
+        return self._engine.bank.resident if self._engine else []
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._engine, self._base = None, None
+
+
+def load_engine(path: Path, quantization: str, slots: int, max_batch: int) -> Engine:
+    """An engine on a base. int8 layers are held as weights alone, so that they compute what adapters were trained on."""
+    from studio.bases.loading import load_model, load_tokenizer
+    from studio.lora.frozen import freeze_quantized
+
+    model = load_model(path, quantization)
+    freeze_quantized(model, kinds=("Linear8bitLt",))
+    return Engine(model, load_tokenizer(path), slots, max_batch)
+
+
+def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The conversation as the base's chat template writes it, up to where the assistant begins."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,194 @@
+"""Studio, the composition root: the page, the HTTP routes and the command line call it, and nothing below it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from storage import files
+from storage.database import Database
+from storage.jobs import OPEN, QUEUED, RUNNING, Jobs
+from storage.records import AdapterRecord, BaseRecord, EventRecord, JobRecord
+from storage.repositories import Adapters, Bases, Datasets
+from studio.adapters.catalog import AdapterCatalog
+from studio.bases.catalog import BaseCatalog
+from studio.bases.cost import cost_sentence
+from studio.bases.loading import device_name
+from studio.bases.sources import Say
+from studio.chat.sampling import Sampling
+from studio.chat.service import BASE_NAME, Chat, Reply, Stream
+from studio.datasets.library import DatasetLibrary
+from studio.errors import NotFound
+from studio.jobs.queue import Queue
+from studio.jobs.worker import Worker
+from studio.settings import Settings
+from studio.training.config import DEFAULT_PRESET, make_config
+
+log = logging.getLogger(__name__)
+STALE_S = 24 * 3600.0
+TRY_IT_DATASET = "Angry bird"
+
+
+@dataclass(frozen=True)
+class Status:
+    """One glance at the studio. `memory_mb` is of this process, `running` the job that trains now."""
+
+    base: str
+    base_loaded: bool
+    quantization: str
+    quantization_cost: str
+    device: str
+    memory_mb: int
+    running: JobRecord | None
+    waiting: int
+
+
+class Studio:
+    """Everything that the studio can do, on one home folder.
+
+    Args:
+        settings: where things are and how the base is held.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        home = settings.home
+        home.mkdir(parents=True, exist_ok=True)
+        for room in ("datasets", "adapters", "bases", "exports"):
+            files.sweep_partials(home / room, STALE_S, time.time())
+        self._database = Database(settings.url)
+        jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
+        adapters = Adapters(self._database)
+        self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
+        self.datasets = DatasetLibrary(datasets, home / "datasets", settings.max_upload_bytes)
+        self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
+        self.queue = Queue(jobs, adapters)
+        self.chat = Chat(self.bases, self.adapters, settings.quantization, settings.slots, settings.max_batch)
+        self.worker = Worker(jobs, bases, datasets, home, settings.lease_s, settings.max_losses)
+        self.datasets.add_samples()
+
+    def close(self) -> None:
+        """Stop the worker and the chat; a running job goes back into the queue."""
+        self.worker.stop()
+        self.chat.close()
+        self._database.close()
+
+    def ensure_base(self, say: Say) -> BaseRecord:
+        """The base of the settings, fetched where it is missing."""
+        return self.bases.fetch(self.settings.base, say)
+
+    def default_base(self) -> BaseRecord:
+        """The resident base, or the one that the settings name.
+
+        Raises:
+            NotFound: it was not fetched yet.
+        """
+        return self.chat.base or self.bases.get(self.settings.base.rstrip("/").rpartition("/")[2])
+
+    def train(
+        self,
+        dataset: str,
+        adapter: str,
+        base: str | None = None,
+        preset: str = DEFAULT_PRESET,
+        overrides: dict[str, Any] | None = None,
+    ) -> JobRecord:
+        """Queue a training job.
+
+        Args:
+            dataset, base: names or ids; base None is the default one. adapter: the name that the result will have.
+            overrides: fields of `TrainConfig` that differ from the preset.
+
+        Raises:
+            NotFound. NameTaken. InvalidInput: names the option and its range.
+        """
+        config = make_config(preset, overrides)
+        chosen = self.bases.get(base) if base else self.default_base()
+        return self.queue.submit(adapter, chosen, self.datasets.get(dataset), config)
+
+    def try_it(self) -> JobRecord:
+        """Train the angry bird with the quick way to a first result, under a name that is free."""
+        taken = {a.name for a in self.adapters.all()} | {job.adapter_name for job in self.queue.open()}
+        names = (TRY_IT_DATASET if i == 1 else f"{TRY_IT_DATASET} {i}" for i in range(1, len(taken) + 2))
+        return self.train(TRY_IT_DATASET, next(name for name in names if name not in taken))
+
+    def follow(self, job_id: str, poll_s: float = 0.5) -> Iterator[EventRecord]:
+        """Yield a job's events as they come, until the job is over."""
+        after = 0
+        while True:
+            over = self.queue.get(job_id).state not in OPEN
+            for event in self.queue.events(job_id, after):
+                after = event.id
+                yield event
+            if over:
+                return
+            time.sleep(poll_s)
+
+    def train_and_wait(self, job: JobRecord, on_event: Callable[[EventRecord], None]) -> JobRecord:
+        """Work on the queue in this process until the job is over."""
+        self.worker.start()
+        for event in self.follow(job.id):
+            on_event(event)
+        return self.queue.get(job.id)
+
+    def job_log(self, job_id: str) -> str:
+        """The log text of a job, of all its attempts."""
+        path = self.worker.log_path(self.queue.get(job_id).id)
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def export_adapter(self, name: str, form: str = "peft", out: Path | None = None) -> Path:
+        """See `AdapterCatalog.export`."""
+        return self.adapters.export(name, form, out)
+
+    def stream(self, messages: list[dict[str, str]], adapter: str, base: str | None = None, **sampling: Any) -> Stream:
+        """Start an answer.
+
+        Args:
+            messages: turns of {role, content}. adapter: a name, an id, or "base". base: None for the resident one.
+            sampling: fields of `Sampling`.
+
+        Raises:
+            StudioError: in words for the user.
+        """
+        chosen = self.bases.get(base) if base else self.default_base()
+        return self.chat.stream(messages, adapter, chosen, Sampling(**sampling))
+
+    def reply(self, messages: list[dict[str, str]], adapter: str, base: str | None = None, **sampling: Any) -> Reply:
+        """A whole answer. Raises as `stream` does."""
+        chosen = self.bases.get(base) if base else self.default_base()
+        return self.chat.reply(messages, adapter, chosen, Sampling(**sampling))
+
+    def base_of(self, adapter: str) -> BaseRecord:
+        """The base that an adapter was trained on; the default one for "base".
+
+        Raises:
+            NotFound: there is no such adapter.
+        """
+        return self.default_base() if adapter == BASE_NAME else self.bases.get(self.adapters.get(adapter).base_id)
+
+    def adapters_of(self, base: BaseRecord) -> list[AdapterRecord]:
+        """Adapters that can speak through this base."""
+        return [a for a in self.adapters.all() if a.base_fingerprint == base.fingerprint]
+
+    def status(self) -> Status:
+        """One glance at everything."""
+        jobs = self.queue.open()
+        try:
+            base = self.default_base()
+            name, cost = base.name, cost_sentence(base.quantization_loss, self.settings.quantization)
+        except NotFound:
+            name, cost = "", ""
+        return Status(
+            base=name,
+            base_loaded=self.chat.base is not None,
+            quantization=self.settings.quantization,
+            quantization_cost=cost,
+            device=device_name(),
+            memory_mb=psutil.Process().memory_info().rss // 2**20,
+            running=next((job for job in jobs if job.state == RUNNING), None),
+            waiting=sum(job.state == QUEUED for job in jobs),
+        )
