@@ -14,7 +14,6 @@ from storage.errors import DuplicateName, RecordNotFound
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord
 from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, Table
 
-
 R = TypeVar("R")
 Named = TypeVar("Named", BaseRecord, DatasetRecord, AdapterRecord)
 

@@ -77,7 +77,7 @@ def base_fetch(
     """Fetch a base model, once."""
     with opened() as studio:
         record = studio.bases.fetch(base, say) if base else studio.ensure_base(say)
-        value = {"base": record.name, "path": str(studio.bases.path(record)), "source": record.source}
+        value: dict[str, Any] = {"base": record.name, "path": str(studio.bases.path(record)), "source": record.source}
         value |= {"fingerprint": record.fingerprint, "quantization_loss": record.quantization_loss}
         show(value, as_json)
 

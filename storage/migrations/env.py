@@ -1,6 +1,7 @@
 """Alembic's environment: migrations run on the connection that `storage.database` hands over."""
 
 from alembic import context
+
 from storage.tables import Table
 
 connection = context.config.attributes["connection"]

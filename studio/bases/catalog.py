@@ -26,7 +26,7 @@ class BaseCatalog:
         self.records, self.folder, self.hub_timeout_s = records, folder, hub_timeout_s
         folder.mkdir(parents=True, exist_ok=True)
 
-    def fetch(self, wanted: str = STARTER_BASE, say: Say = lambda text: None) -> BaseRecord:
+    def fetch(self, wanted: str = STARTER_BASE, say: Say = lambda _text: None) -> BaseRecord:
         """Store a base once; a base that is there already is returned as it is.
 
         Args:

@@ -28,7 +28,7 @@ def fingerprint(folder: Path) -> str:
             raise BaseUnavailable(f"The base in {folder.name!r} has no safetensors weights; other formats are not read.")
         handles = {shard: safe_open(str(shard), framework="pt") for shard in set(places.values())}
         for key in sorted(places):
-            _add_tensor(digest, key, handles[places[key]].get_tensor(key))
+            _add_tensor(digest, key, handles[places[key]].get_tensor(key))  # type: ignore[no-untyped-call]
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseUnavailable(f"The base in {folder.name!r} cannot be read: {error}.") from None
     return digest.hexdigest()
@@ -44,4 +44,4 @@ def _add_tensor(digest: "hashlib._Hash", key: str, tensor: object) -> None:
 
     assert isinstance(tensor, torch.Tensor)
     digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

@@ -196,7 +196,7 @@ class Engine:
                 slot, swap_ms = self._acquire(ticket)
             except BankFull:
                 return
-            except Exception as error:  # the border of one request
+            except Exception as error:  # noqa: BLE001 - the border of one request
                 self._waiting.popleft()
                 self._fail(ticket, error)
                 continue
@@ -204,7 +204,7 @@ class Engine:
             row = _Row(ticket, slot, swap_ms, make_generator(ticket.sampling.seed))
             try:
                 self._prefill(row)
-            except Exception as error:  # the border of one request
+            except Exception as error:  # noqa: BLE001 - the border of one request
                 self._release(ticket)
                 self._fail(ticket, error)
 
@@ -240,7 +240,7 @@ class Engine:
                 past_key_values=self._cache.cache,
                 use_cache=True,
             ).logits[:, -1]  # (rows, V)
-        except Exception as error:  # nobody's fault in particular: the cache is spoiled for all of them
+        except Exception as error:  # noqa: BLE001 - the cache is spoiled for all of them
             for row in self._rows:
                 self._release(row.ticket)
                 self._fail(row.ticket, error)
@@ -251,7 +251,7 @@ class Engine:
         for index, row in enumerate(self._rows):
             try:
                 self._accept(row, logits[index])
-            except Exception as error:  # the border of one request
+            except Exception as error:  # noqa: BLE001 - the border of one request
                 self._release(row.ticket)
                 self._fail(row.ticket, error)
                 continue

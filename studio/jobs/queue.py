@@ -5,7 +5,7 @@ from typing import Any
 
 from storage import files
 from storage.errors import RecordNotFound
-from storage.jobs import OPEN, QUEUED, Jobs
+from storage.jobs import CANCELLED, FAILED, OPEN, QUEUED, Jobs
 from storage.records import BaseRecord, DatasetRecord, EventRecord, JobRecord
 from storage.repositories import Adapters
 from studio.errors import InvalidInput, NameTaken, NotFound
@@ -94,7 +94,8 @@ class Queue:
             InvalidInput: it is neither. NameTaken: its adapter's name is used by now.
         """
         job = self.get(job_id)
-        self._check_free(job.adapter_name)
+        if job.state in (FAILED, CANCELLED):
+            self._check_free(job.adapter_name)
         if not self.jobs.retry(job.id, files.new_id(), time.time()):
             raise InvalidInput(f"The job {job.id} is {job.state}; only a failed or cancelled job can be retried.")
         return self.get(job_id)

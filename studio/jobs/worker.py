@@ -132,7 +132,7 @@ class Worker:
                 state, why = (CANCELLED, "Cancelled.") if cancelled else (QUEUED, "The studio was stopped; the job is in the queue again.")
                 self.jobs.end(job, state, why, time.time())
                 return
-        if status == 0 and self.adapter_folder(job).exists():
+        if self.adapter_folder(job).exists():  # folders appear complete or not at all
             self._register(job, base)
         else:
             self._discard(job)

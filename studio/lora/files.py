@@ -139,10 +139,10 @@ def _pair(tensors: dict[str, Tensor], rank: int) -> dict[str, tuple[Tensor, Tens
     if not halves:
         raise BadAdapter("it holds no weights")
     pairs = {}
-    for name, half in halves.items():
-        if len(half) != 2:
-            raise BadAdapter(f"layer {name!r} has {', '.join(half)} alone")
-        a, b = half["lora_A"], half["lora_B"]
+    for name, both in halves.items():
+        if len(both) != 2:
+            raise BadAdapter(f"layer {name!r} has {', '.join(both)} alone")
+        a, b = both["lora_A"], both["lora_B"]
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
             raise BadAdapter(f"layer {name!r} has shapes {tuple(a.shape)} and {tuple(b.shape)}, which are not of rank {rank}")
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):

@@ -54,9 +54,10 @@ def dequantize(weight: Any, dtype: torch.dtype) -> Tensor:
     if hasattr(weight, "quant_state"):
         import bitsandbytes.functional as bnb
 
-        return bnb.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
-    # int8 by row: SCB holds each row's largest absolute value.
-    return (weight.data.to(dtype) * (weight.SCB.to(dtype) / 127.0).unsqueeze(1)).to(dtype)
+        dense: Tensor = bnb.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+    else:  # int8 by row: SCB holds each row's largest absolute value
+        dense = weight.data.to(dtype) * (weight.SCB.to(dtype) / 127.0).unsqueeze(1)
+    return dense
 
 
 def is_quantized(module: nn.Module) -> bool:

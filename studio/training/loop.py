@@ -59,7 +59,6 @@ class Trainer:
             raise InvalidInput("No row is left to train on; raise max_length or add examples.")
         self.train, self.held = [examples[i] for i in train], [examples[i] for i in held]
         freeze_quantized(model)
-        torch.manual_seed(config.seed)  # dropout
         scale = lora_scale(config.alpha, config.rank)
         try:
             self.layers = inject(model, config.targets, config.rank, scale, config.dropout, config.init, config.seed)
@@ -76,6 +75,7 @@ class Trainer:
         Raises:
             TrainingFailed: the loss is not a number any more.
         """
+        torch.manual_seed(self.config.seed)  # for dropout
         before = self.evaluate(0)
         started, evaluated_s = time.perf_counter(), 0.0
         tokens = trained = 0

@@ -69,7 +69,7 @@ class CausalLoss:
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
-        if type(self.head) is not nn.Linear or self.head.bias is not None:
+        if type(self.head) is not nn.Linear or getattr(self.head, "bias", None) is not None:
             return False
         token_ids = torch.arange(1, 9, device=self.model.device).unsqueeze(0)
         hidden = self.decoder(input_ids=token_ids, use_cache=False).last_hidden_state

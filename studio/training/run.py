@@ -129,8 +129,9 @@ def die_with_parent() -> None:
     """End this process as soon as stdin ends, that is, when the parent is gone however it went."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
-            pass
+        # os.read and not sys.stdin: a buffered reader's lock would abort the interpreter's own shutdown.
+        while os.read(0, 1):
+            continue
         os._exit(3)
 
     threading.Thread(target=wait, name="parent-watch", daemon=True).start()
@@ -141,7 +142,7 @@ def run(path: Path, emit: Emit, work: Callable[[JobSpec, Emit], None] = train) -
     spec = JobSpec(**orjson.loads(path.read_bytes()))
     try:
         work(spec, emit)
-    except Exception as error:  # the border of the process: everything becomes one sentence and a log
+    except Exception as error:  # noqa: BLE001 - the border of the process: one sentence and a log
         traceback.print_exc()
         emit("failed", reason=explain(error, spec.config))
         return 1

@@ -1,0 +1,56 @@
+# Two commands are enough: `make run` and `make test`. Both set up whatever is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: run demo test check fmt bench screenshots clean base
+.DEFAULT_GOAL := run
+
+run: base  ## serve the studio on http://127.0.0.1:7860
+	@echo "== starting the studio"
+	$(BIN)/python app.py
+
+demo: base  ## train the angry bird and ask it and the base the same questions
+	$(BIN)/python -m studio demo
+
+test: $(VENV)/.dev base  ## every test but those that need CUDA
+	@sh scripts/install_browser.sh $(BIN)/python
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit
+
+fmt: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev base  ## JSON, one line a benchmark
+	$(BIN)/python -m tests.bench.training
+	$(BIN)/python -m tests.bench.chat
+
+screenshots: $(VENV)/.dev base
+	@sh scripts/install_browser.sh $(BIN)/python
+	$(BIN)/python scripts/screenshots.py --readme
+
+base: $(VENV)/.ready
+	@echo "== base model"
+	@$(BIN)/python -m studio base fetch
+
+$(VENV)/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with: make run PYTHON=python3.12")'
+	@echo "== virtual environment and packages (a few minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.ready requirements-dev.txt
+	@echo "== development packages"
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
