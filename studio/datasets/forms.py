@@ -78,7 +78,9 @@ def rename_columns(row: SourceRow, mapping: Mapping[str, str]) -> dict[str, Any]
     if not isinstance(row.value, dict):
         got = type(row.value).__name__
         raise RowError(row.line, "", f"this row is a {got}, not an object with named fields", "write it as {…}")
-    return {mapping.get(key, key): value for key, value in row.value.items()}
+    # Mapped columns last, so that they win over a column that has the role's own name.
+    items = sorted(row.value.items(), key=lambda item: item[0] in mapping)
+    return {mapping.get(key, key): value for key, value in items}
 
 
 def _text(row: dict[str, Any], field: str, line: int) -> str:
@@ -89,6 +91,10 @@ def _text(row: dict[str, Any], field: str, line: int) -> str:
         raise RowError(line, field, f"this is {_kind(value)}, not text", "put the text in quotes")
     if not value.strip():
         raise RowError(line, field, "this is empty", "write the text or delete the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RowError(line, field, "this holds half of a character (a lone surrogate)", "write the whole character") from None
     return value.strip()
 
 

@@ -119,10 +119,11 @@ def _read_array(path: Path) -> Iterator[SourceRow]:
             break
         try:
             value, end = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            at = error.lineno if isinstance(error, json.JSONDecodeError) else line
-            why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise RowError(at, "", f"this is not valid JSON ({why})", "check commas, quotes and brackets here") from None
+        except json.JSONDecodeError as error:
+            raise RowError(error.lineno, "", f"this is not valid JSON ({error.msg})", "check commas, quotes and brackets here") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end
+            why = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+            raise RowError(line, "", f"this is not valid JSON ({why})", "check commas, quotes and brackets here") from None
         yield SourceRow(line, value)
         position = _skip_space(text, end)
         expects_item = text[position : position + 1] == ","

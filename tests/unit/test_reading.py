@@ -1,0 +1,173 @@
+"""Files as people have them: each row with its line, each fault with its place and its mend."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from studio.datasets.library import parse
+from studio.datasets.reading import MAX_CELL, RowError, SourceRow, read_rows
+from studio.errors import InvalidInput
+
+BIG = 1 << 30
+ROW = {"prompt": "p", "completion": "c"}
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def rows(path: Path) -> list[SourceRow]:
+    return list(read_rows(path, BIG))
+
+
+def refusal(path: Path, limit: int = BIG) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        list(read_rows(path, limit))
+    return str(caught.value)
+
+
+def fault(path: Path) -> RowError:
+    with pytest.raises(RowError) as caught:
+        list(read_rows(path, BIG))
+    return caught.value
+
+
+def test_jsonl_counts_blank_lines_and_skips_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '\n{"a": 1}\n  \n{"a": 2}\n')
+    assert rows(path) == [SourceRow(2, {"a": 1}), SourceRow(4, {"a": 2})]
+
+
+def test_a_byte_order_mark_windows_line_ends_and_a_missing_last_newline_do_not_matter(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}')
+    assert [row.value for row in rows(path)] == [{"a": 1}, {"a": 2}]
+    path = write(tmp_path, "a.json", b'\xef\xbb\xbf[{"a": 1},\r\n{"a": 2}]')
+    assert rows(path) == [SourceRow(1, {"a": 1}), SourceRow(2, {"a": 2})]
+    path = write(tmp_path, "a.csv", b"\xef\xbb\xbfprompt,completion\r\np,c\r\n")
+    assert rows(path) == [SourceRow(2, ROW)]
+
+
+def test_the_line_separator_of_unicode_ends_no_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", json.dumps({"a": "x\u2028y"}, ensure_ascii=False) + "\n")
+    assert rows(path) == [SourceRow(1, {"a": "x\u2028y"})]
+
+
+def test_a_broken_line_is_told_after_the_rows_before_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"a": 1}\n{"a": \n{"a": 3}\n')
+    seen = []
+    with pytest.raises(RowError, match="line 2: this is not valid JSON") as caught:
+        for row in read_rows(path, BIG):
+            seen.append(row.line)
+    assert seen == [1] and caught.value.line == 2
+    assert "write one JSON object on each line" in str(caught.value)
+
+
+def test_an_array_gives_each_item_with_the_line_on_which_it_starts(tmp_path: Path) -> None:
+    text = '[\n  {"a": 1},\n  {"a":\n   2}, {"a": 3},\n\n  {"a": 4}\n]\n'
+    assert [(row.line, row.value["a"]) for row in rows(write(tmp_path, "a.json", text))] == [(2, 1), (3, 2), (4, 3), (6, 4)]
+
+
+def test_json_lines_may_be_in_a_file_that_ends_in_json(tmp_path: Path) -> None:
+    assert [row.line for row in rows(write(tmp_path, "a.json", '{"a": 1}\n{"a": 2}\n'))] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('[\n{"a": 1}\n{"a": 2}]', 3, "a comma or the closing bracket is missing"),
+        ('[\n{"a": 1},\n{"a": }]', 3, "not valid JSON"),
+        ('[{"a": 1},\n]', 2, "not valid JSON"),
+        ('[{"a": 1}\n', 2, "a comma or the closing bracket is missing"),
+        ('[{"a": 1}]\nand more', 1, "text after the closing bracket"),
+        ("[\n" + "[" * 100_000, 2, "nested too deeply"),
+        ('[\n{"a": ' + "9" * 5000 + "}]", 2, "not valid JSON"),
+    ],
+)
+def test_a_broken_array_is_told_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+    error = fault(write(tmp_path, "a.json", text))
+    assert error.line == line and words in str(error)
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
+    """It is valid JSON, yet it is no character and no file could hold it."""
+    good, bad = json.dumps(ROW), '{"prompt": "p", "completion": "\\ud83d"}'
+    for name, text in (("a.json", f"[{good},\n{bad}]"), ("a.jsonl", f"{good}\n{bad}\n")):
+        with pytest.raises(InvalidInput, match=r"line 2\b"):
+            parse(write(tmp_path, name, text), BIG, "auto", {})
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_is_read_with_any_usual_delimiter(tmp_path: Path, delimiter: str) -> None:
+    text = f"prompt{delimiter}completion\n" + f'"one\n{delimiter}two"{delimiter}c\n' + f'p{delimiter}"say ""hi"""\n'
+    expected = [
+        SourceRow(2, {"prompt": f"one\n{delimiter}two", "completion": "c"}),
+        SourceRow(4, {"prompt": "p", "completion": 'say "hi"'}),
+    ]
+    assert rows(write(tmp_path, "a.csv", text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("prompt,completion\np,c\n\na,b,c\n", 4, "this row has 3 cells and the header has 2"),
+        ("prompt,completion\np\n", 2, "this row has 1 cells and the header has 2"),
+        ('prompt,completion\np,c\n"open,c\n', 3, "the CSV is broken from here on"),
+        ("prompt,prompt\np,c\n", 1, "names this column twice"),
+    ],
+)
+def test_a_broken_csv_is_told_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+    error = fault(write(tmp_path, "a.csv", text))
+    assert error.line == line and words in str(error)
+
+
+def test_a_cell_may_hold_a_long_conversation(tmp_path: Path) -> None:
+    long = "x" * 1_000_000
+    assert MAX_CELL > len(long)
+    assert rows(write(tmp_path, "a.csv", f"prompt,completion\n{long},c\n"))[0].value["prompt"] == long
+
+
+def test_a_file_as_a_whole_is_refused_with_its_name_and_what_to_do(tmp_path: Path) -> None:
+    assert "no file 'gone.csv'" in refusal(tmp_path / "gone.csv")
+    assert "no file" in refusal(tmp_path)
+    assert "ends in .pdf; give a .jsonl, .json, .csv file" in refusal(write(tmp_path, "a.pdf", "x"))
+    assert "ends in nothing" in refusal(write(tmp_path, "rows", "x"))
+    for name in ("a.csv", "a.json", "a.jsonl"):
+        for nothing in (b"", b"\n  \n", b"\xef\xbb\xbf\n"):
+            assert f"{name!r} is empty" in refusal(write(tmp_path, name, nothing))
+
+
+def test_a_file_over_the_limit_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", "x" * (3 << 20))
+    assert "has 3.0 MB and the limit is 2.0 MB; split it" in refusal(path, 2 << 20)
+    assert rows(write(tmp_path, "b.jsonl", "1"))  # of exactly the limit's size
+    assert list(read_rows(tmp_path / "b.jsonl", 1))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl"])
+def test_another_encoding_is_told_with_line_byte_and_place(tmp_path: Path, name: str) -> None:
+    message = refusal(write(tmp_path, name, "prompt,completion\ncafé,c\n".encode("latin-1")))
+    assert "line 2 holds the byte 0xe9 at position 4" in message and "save it again with the encoding UTF-8" in message
+    assert "not UTF-8" in refusal(write(tmp_path, name, "prompt".encode("utf-16")))
+
+
+def test_each_wrong_row_is_counted_and_the_first_is_told_in_full(tmp_path: Path) -> None:
+    text = "".join(json.dumps({"prompt": "p", "completion": "" if n % 2 else "c"}) + "\n" for n in range(8))
+    with pytest.raises(InvalidInput) as caught:
+        parse(write(tmp_path, "a.jsonl", text), BIG, "auto", {})
+    message = str(caught.value)
+    assert message.startswith("a.jsonl, line 2, field 'completion': this is empty; write the text or delete the row.")
+    assert "3 more row(s) are wrong, on line(s) 4, 6, 8. Nothing was added." in message
+
+
+def test_the_search_for_wrong_rows_stops_at_a_hundred(tmp_path: Path) -> None:
+    text = (json.dumps({"prompt": "p", "completion": ""}) + "\n") * 500
+    with pytest.raises(InvalidInput, match=r"at least 99 more row\(s\) are wrong, on line\(s\) 2, 3, 4, 5, 6, 7, 8, 9, …"):
+        parse(write(tmp_path, "a.jsonl", text), BIG, "auto", {})
+
+
+def test_a_header_without_rows_and_an_empty_array_have_nothing_to_train_on(tmp_path: Path) -> None:
+    for name, text in (("a.csv", "prompt,completion\n"), ("a.json", "[]")):
+        with pytest.raises(InvalidInput, match="no rows; add at least one example"):
+            parse(write(tmp_path, name, text), BIG, "auto", {})
