@@ -7,6 +7,9 @@ from torch import Tensor
 
 from studio.errors import InvalidInput
 
+# Dividing by less overflows float32; the likeliest token has all of the probability long before.
+GREEDY_BELOW = 1e-6
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -19,10 +22,10 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        bounds = {"max_tokens": (1, 32_768), "temperature": (0.0, 5.0), "top_p": (0.01, 1.0)}
+        bounds = {"max_tokens": (1, 32_768), "temperature": (0.0, 5.0), "top_p": (0.01, 1.0), "seed": (0, 2**63 - 1)}
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if not (name == "seed" and value is None) and not low <= value <= high:
                 raise InvalidInput(f"The option {name} is {value}; choose one from {low} to {high}.")
 
 
@@ -35,7 +38,7 @@ def make_generator(seed: int | None) -> torch.Generator:
 
 def next_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Draw from one row of logits, (V,)."""
-    if sampling.temperature == 0:
+    if sampling.temperature < GREEDY_BELOW:
         return int(logits.argmax())
     p = torch.softmax(logits.float().cpu() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
