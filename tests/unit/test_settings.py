@@ -1,0 +1,126 @@
+"""What the environment may say, and what is answered where it says something else."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from studio.errors import InvalidInput
+from studio.settings import STARTER_BASE, Settings, command_environment, load_settings
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("STUDIO_") or name in ("SPACE_ID", "PORT", "GRADIO_SERVER_PORT"):
+            monkeypatch.delenv(name)
+    for name in ("GRADIO_ANALYTICS_ENABLED", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "False")
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal() -> str:
+    with pytest.raises(InvalidInput) as caught:
+        load_settings()
+    return str(caught.value)
+
+
+def test_without_a_word_the_studio_is_private_and_in_the_folder_var(tmp_path: Path) -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.share) == ("127.0.0.1", 7860, False)
+    assert settings.home == tmp_path / "var" and settings.url == f"sqlite:///{tmp_path / 'var' / 'studio.db'}"
+    assert (settings.base, settings.quantization) == (STARTER_BASE, "nf4")
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_has_a_line_about_it(name: str) -> None:
+    assert Settings.model_fields[name].description
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("home", "/srv/studio", Path("/srv/studio")),
+        ("database_url", "sqlite:///x.db", "sqlite:///x.db"),
+        ("host", "0.0.0.0", "0.0.0.0"),
+        ("port", "8000", 8000),
+        ("share", "true", True),
+        ("worker", "0", False),
+        ("base", "tiny", "tiny"),
+        ("quantization", "fp32", "fp32"),
+        ("slots", "3", 3),
+        ("max_batch", "4", 4),
+        ("max_upload_bytes", "1000", 1000),
+        ("hub_timeout_s", "0.5", 0.5),
+        ("lease_s", "4", 4.0),
+        ("max_losses", "1", 1),
+        ("log_level", "DEBUG", "DEBUG"),
+    ],
+)
+def test_each_setting_is_read_from_the_variable_of_its_name(monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: object) -> None:
+    monkeypatch.setenv(f"STUDIO_{name.upper()}", text)
+    assert getattr(load_settings(), name) == value
+
+
+def test_the_table_above_names_every_setting() -> None:
+    marks = test_each_setting_is_read_from_the_variable_of_its_name.pytestmark  # type: ignore[attr-defined]
+    assert {row[0] for row in marks[0].args[1]} == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("STUDIO_PORT", "http"),
+        ("STUDIO_PORT", "70000"),
+        ("STUDIO_PORT", "-1"),
+        ("STUDIO_QUANTIZATION", "int3"),
+        ("STUDIO_SLOTS", "0"),
+        ("STUDIO_MAX_BATCH", "many"),
+        ("STUDIO_SHARE", "perhaps"),
+        ("STUDIO_MAX_UPLOAD_BYTES", "1 GB"),
+        ("STUDIO_LEASE_S", "0"),
+        ("STUDIO_LOG_LEVEL", "LOUD"),
+        ("GRADIO_SERVER_PORT", "http"),
+        ("GRADIO_SERVER_PORT", "70000"),
+        ("PORT", "x"),
+    ],
+)
+def test_a_bad_value_is_told_with_its_variable_in_one_sentence(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
+    monkeypatch.setenv(variable, text)
+    message = refusal()
+    assert message.startswith(f"The environment variable {variable} is {text!r}: ")
+    assert message.endswith("Change or unset it.") and "\n" not in message
+
+
+def test_a_space_listens_on_all_interfaces_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "owner/name")
+    assert load_settings().host == "0.0.0.0"
+    monkeypatch.setenv("STUDIO_HOST", "127.0.0.1")
+    assert load_settings().host == "127.0.0.1"
+
+
+def test_the_port_is_ours_then_gradios_then_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "8001")
+    assert load_settings().port == 8001
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8002")
+    assert load_settings().port == 8002
+    monkeypatch.setenv("STUDIO_PORT", "8003")
+    assert load_settings().port == 8003
+
+
+def test_a_home_with_a_tilde_is_the_persons_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STUDIO_HOME", "~/studio")
+    assert load_settings().home == tmp_path / "studio"
+
+
+def test_settings_do_not_change_and_unknown_variables_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDIO_NO_SUCH_THING", "1")
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
+
+
+def test_a_command_finds_the_same_packages_and_speaks_line_by_line() -> None:
+    environment = command_environment()
+    assert environment["PYTHONUNBUFFERED"] == "1" and str(Path(__file__).parent.parent.parent) in environment["PYTHONPATH"]
