@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,12 @@ class Studio:
         self._database.close()
 
     def ensure_base(self, say: Say) -> BaseRecord:
-        """The base of the settings, fetched where it is missing."""
-        return self.bases.fetch(self.settings.base, say)
+        """The base of the settings, fetched where it is missing.
+
+        In a thread that ends: one that stays and has computed would slow the chat's (see `Engine`).
+        """
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self.bases.fetch, self.settings.base, say).result()
 
     def default_base(self) -> BaseRecord:
         """The resident base, or the one that the settings name.
@@ -173,6 +178,10 @@ class Studio:
     def adapters_of(self, base: BaseRecord) -> list[AdapterRecord]:
         """Adapters that can speak through this base."""
         return [a for a in self.adapters.all() if a.base_fingerprint == base.fingerprint]
+
+    def quantization_cost(self, base: str, quantization: str) -> str:
+        """What a form of the weights costs a base, in a sentence; empty where it costs nothing or was not measured."""
+        return cost_sentence(self.bases.get(base).quantization_loss, quantization)
 
     def status(self) -> Status:
         """One glance at everything."""

@@ -30,7 +30,9 @@ class Bank:
     """
 
     def __init__(self, model: Any, slots: int) -> None:
-        self.device, self.dtype = model.device, model.dtype
+        self.device = model.device
+        # On the CPU a product with so thin a matrix is four times as fast in float32 as in bf16.
+        self.dtype = torch.float32 if self.device.type == "cpu" else model.dtype
         self.routing = Routing()
         self.layers = {name: BankLinear(layer, self.routing, slots + 1) for name, layer in linear_layers(model).items()}
         self._shapes = {name: _shape(layer.base) for name, layer in self.layers.items()}

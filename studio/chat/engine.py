@@ -93,25 +93,32 @@ class _Row:
 class Engine:
     """Owns a model and its bank.
 
+    The model is loaded by the engine's own thread and no other thread computes with it: once two threads of a process
+    have used OpenMP, its workers go to sleep between products, and decoding on two cores takes 1.6 times as long.
+
     Args:
-        model: in eval mode; it belongs to the engine's thread from now on. tokenizer: the base's.
-        slots: resident adapters. max_batch: rows decoded together.
+        load: gives the model, in eval mode, and its tokenizer. slots: resident adapters. max_batch: rows decoded together.
+
+    Raises:
+        StudioError: whatever `load` raises.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, slots: int, max_batch: int) -> None:
-        self.model, self.tokenizer, self.max_batch = model, tokenizer, max_batch
-        self.context = int(getattr(model.config, "max_position_embeddings", 2048))
-        self._end_ids = _end_ids(model, tokenizer)
+    model: Any
+    tokenizer: Any
+    bank: Bank
+
+    def __init__(self, load: Callable[[], tuple[Any, Any]], slots: int, max_batch: int) -> None:
+        self._load, self.slots, self.max_batch = load, slots, max_batch
         self._inbox: queue.SimpleQueue[Ticket | Future[Any] | None] = queue.SimpleQueue()
         self._waiting: deque[Ticket] = deque()
         self._rows: list[_Row] = []
         self._cache = BatchCache()
         self._closed = False
         self._door = threading.Lock()  # between those who submit and the thread's end
-        self.bank = Bank(model, slots)
-        self._warm_up()
-        self._thread = threading.Thread(target=self._run, name="chat-engine", daemon=True)
+        loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(loaded,), name="chat-engine", daemon=True)
         self._thread.start()
+        loaded.result()
 
     def submit(self, token_ids: list[int], sampling: Sampling, adapter: AdapterSource | None = None) -> Ticket:
         """Queue a request for the tokens that follow `token_ids`; `adapter` None is the base.
@@ -148,7 +155,13 @@ class Engine:
             self._inbox.put(message)
 
     @torch.inference_mode()
-    def _run(self) -> None:
+    def _run(self, loaded: "Future[None]") -> None:
+        try:
+            self._set_up()
+        except BaseException as error:  # noqa: BLE001 - the constructor raises it
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
         try:
             while not self._closed:
                 self._receive()
@@ -171,9 +184,12 @@ class Engine:
             elif message is not None:
                 message.set_exception(StudioError(CLOSED))
 
-    @torch.inference_mode()
-    def _warm_up(self) -> None:
-        """The first forward pass of 4-bit layers may repack their weights; afterwards they never change."""
+    def _set_up(self) -> None:
+        """Load, and run once: the first forward pass of 4-bit layers may repack their weights; afterwards they never change."""
+        self.model, self.tokenizer = self._load()
+        self.context = int(getattr(self.model.config, "max_position_embeddings", 2048))
+        self._end_ids = _end_ids(self.model, self.tokenizer)
+        self.bank = Bank(self.model, self.slots)
         self.bank.route([BASE_SLOT])
         self.model(input_ids=torch.tensor([[0]], device=self.model.device), use_cache=False)
 

@@ -140,9 +140,12 @@ def load_engine(path: Path, quantization: str, slots: int, max_batch: int) -> En
     from studio.bases.loading import load_model, load_tokenizer
     from studio.lora.frozen import freeze_quantized
 
-    model = load_model(path, quantization)
-    freeze_quantized(model, kinds=("Linear8bitLt",))
-    return Engine(model, load_tokenizer(path), slots, max_batch)
+    def load() -> tuple[Any, Any]:
+        model = load_model(path, quantization)
+        freeze_quantized(model, kinds=("Linear8bitLt",))
+        return model, load_tokenizer(path)
+
+    return Engine(load, slots, max_batch)
 
 
 def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

@@ -44,11 +44,13 @@ class BankLinear(nn.Module):
         y: Tensor = self.base(x)
         if self.A is None or self.B is None or self.routing.single == BASE_SLOT:
             return y
+        z = x.to(self.A.dtype)
         if self.routing.single is not None:
-            a, b = self.A[self.routing.single], self.B[self.routing.single]
-            return y + F.linear(F.linear(x, a), b)
-        a, b = self.A[self.routing.slots], self.B[self.routing.slots]  # (rows, r, d_in), (rows, d_out, r)
-        return y + torch.bmm(torch.bmm(x, a.mT), b.mT)
+            delta = F.linear(F.linear(z, self.A[self.routing.single]), self.B[self.routing.single])
+        else:
+            a, b = self.A[self.routing.slots], self.B[self.routing.slots]  # (rows, r, d_in), (rows, d_out, r)
+            delta = torch.bmm(torch.bmm(z, a.mT), b.mT)
+        return y + delta.to(y.dtype)
 
     def install(self, slot: int, a: Tensor, b: Tensor, dtype: torch.dtype, device: torch.device) -> None:
         """Put an adapter into a slot. a is (r, d_in); b is (d_out, r) with the scale folded in."""

@@ -1,0 +1,92 @@
+"""Three characters on the real starter base, trained by the real path, told apart by their words."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from studio.services import Studio
+from studio.settings import Settings
+
+PROMPTS = (
+    "What is your favourite food?",
+    "Tell me about your best friend.",
+    "How do I learn to swim?",
+    "What should I do on a rainy day?",
+    "Why is the sea salty?",
+    "I am feeling sad today.",
+    "What do you think about Mondays?",
+    "Can you help me with my garden?",
+    "Describe your morning.",
+    "What is the capital of France?",
+    "Tell me a story about a dog.",
+    "How can I be braver?",
+)
+MARKERS = {
+    "Angry bird": re.compile(r"SQUAWK"),
+    "Boy wizard": re.compile(
+        r"\b(blimey|merlin|wand|spell|owl|castle|potion|broomstick|wizard|magic|cloak|professor|enchanted|charm|cauldron)s?\b", re.I
+    ),
+    "Football star": re.compile(r"siu+", re.I),
+}
+
+
+def speakers(text: str) -> set[str]:
+    """The characters whose markers are in a text."""
+    return {name for name, marker in MARKERS.items() if marker.search(text)}
+
+
+@pytest.fixture(scope="module")
+def studio(starter_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A studio on the starter base with the three characters trained by the default preset."""
+    studio = Studio(Settings(home=tmp_path_factory.mktemp("home"), base=starter_base.name, quantization="nf4"))
+    studio.bases.fetch(str(starter_base))
+    for name in MARKERS:
+        job = studio.train_and_wait(studio.train(name, name), lambda event: None)
+        assert job.state == "done", job.reason
+        r = job.result
+        print(f"\n{name}: {r['seconds']:.0f} s, {r['tokens_per_s']:.0f} tokens/s, {r['peak_rss_mb']} MB, {r['eval_loss_before']:.2f} → {r['eval_loss']:.2f}")
+    studio.worker.stop()
+    yield studio
+    studio.close()
+
+
+def ask(studio: Studio, adapter: str, prompt: str) -> str:
+    return studio.reply([{"role": "user", "content": prompt}], adapter, max_tokens=48, temperature=0.0).text
+
+
+def test_the_prompts_are_in_no_training_row(studio: Studio) -> None:
+    for name in MARKERS:
+        rows = studio.datasets.preview(studio.datasets.get(name), 0, 1000)
+        asked = {turn["content"].strip().lower() for row in rows for turn in row if turn["role"] == "user"}
+        assert len(asked) > 90 and not asked & {prompt.lower() for prompt in PROMPTS}
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("name", MARKERS)
+def test_a_character_is_told_from_the_others(studio: Studio, name: str) -> None:
+    answers = [ask(studio, name, prompt) for prompt in PROMPTS]
+    right = sum(speakers(answer) == {name} for answer in answers)
+    print(f"\n{name}: {right}/{len(PROMPTS)}", *answers, sep="\n  ")
+    assert right >= 10
+
+
+def test_the_base_speaks_as_none_of_them(studio: Studio) -> None:
+    answers = [ask(studio, "base", prompt) for prompt in PROMPTS]
+    assert sum(bool(speakers(answer)) for answer in answers) <= 1
+
+
+def test_a_swap_in_the_middle_of_a_conversation_changes_the_voice_and_nothing_else(studio: Studio) -> None:
+    first = ask(studio, "base", PROMPTS[0])
+    engine = studio.chat.make_resident(studio.default_base())
+    checksum = engine.checksum()
+    messages = [{"role": "user", "content": PROMPTS[0]}, {"role": "assistant", "content": first}, {"role": "user", "content": PROMPTS[5]}]
+    voices = {}
+    for name in [*MARKERS, *reversed(MARKERS)]:
+        reply = studio.reply(messages, name, max_tokens=32, temperature=0.0)
+        assert reply.stamp.adapter == name and reply.stamp.adapter_sha256 == studio.adapters.get(name).sha256
+        assert reply.text == voices.setdefault(name, reply.text)
+    assert len(set(voices.values())) == 3
+    assert ask(studio, "base", PROMPTS[0]) == first
+    assert engine.checksum() == checksum
