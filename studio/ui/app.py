@@ -1,0 +1,195 @@
+"""Build the page and serve it until it is told to stop."""
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from studio import __version__
+from studio.errors import StudioError
+from studio.ui import present
+from studio.ui.curve import Curves
+from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, Page, voices
+from studio.ui.tabs import adapters, chat, datasets, train
+from studio.ui.theme import CSS, HEAD, make_theme
+
+if TYPE_CHECKING:
+    from studio.services import Studio
+    from studio.settings import Settings
+
+KEEP_FILES_S = 24 * 3600
+
+
+def serve(settings: "Settings") -> None:
+    """Open the studio's page and stay until SIGTERM or SIGINT; a running job goes back into the queue.
+
+    Raises:
+        StudioError: the address cannot be listened on, or the base cannot be had.
+    """
+    from studio.services import Studio
+
+    check_address(settings.host, settings.port)
+    stop = stop_on_signals()
+    studio = Studio(settings)
+    try:
+        studio.ensure_base(say)
+        if settings.worker:
+            studio.worker.start()
+        demo = build_page(studio)
+        try:
+            launch(demo, settings)
+            stop.wait()
+        finally:
+            demo.close()
+    finally:
+        studio.close()
+
+
+def build_page(studio: "Studio") -> gr.Blocks:
+    """Lay everything out, then bind the events."""
+    with gr.Blocks(title="Adapter Studio", analytics_enabled=False, delete_cache=(KEEP_FILES_S, KEEP_FILES_S)) as demo:
+        gr.HTML(present.brand(), elem_id="brand")
+        status, link = gr.HTML(elem_id="status"), gr.HTML(elem_id="link-message")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            built = (datasets.build(), train.build(), adapters.build(), chat.build())
+        states = {"opened": gr.State(DATASETS), "trying": gr.State(""), "pulse": gr.Timer(1.0, active=False)}
+        page = Page(demo, tabs, status=status, link=link, curves=Curves(studio.queue.events), **_named(built), **states)
+        for tab in (datasets, train, adapters, chat):
+            tab.wire(page, studio)
+        wire(page, studio)
+    return demo
+
+
+def _named(built: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip(TABS, built, strict=True))
+
+
+class _Events:
+    """What belongs to no tab: the status line, the pulse, and links into the page."""
+
+    def __init__(self, studio: "Studio") -> None:
+        self.studio = studio
+
+    def tick(self, opened: str, trying: str) -> tuple[str, Any]:
+        """The status line; the pulse goes on while the Train tab is open or a job is."""
+        status = self.studio.status()
+        active = opened == TRAIN or bool(trying) or status.running is not None or status.waiting > 0
+        return present.status_line(status), gr.Timer(active=active)
+
+    def follow_link(self, request: gr.Request) -> tuple[Any, Any, Any]:
+        """`?tab=NAME` opens a tab, `?adapter=NAME` opens Chat on an adapter."""
+        name, tab = request.query_params.get("adapter"), request.query_params.get("tab")
+        if name is None:
+            return gr.Tabs(selected=tab) if tab in TABS else gr.skip(), gr.skip(), gr.skip()
+        try:
+            record = self.studio.adapters.get(name)
+        except StudioError as error:
+            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter")
+        return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), ""
+
+
+def wire(page: Page, studio: "Studio") -> None:
+    """Bind the events that belong to no tab."""
+    events = _Events(studio)
+    tick: dict[str, Any] = {"fn": events.tick, "inputs": [page.opened, page.trying], "outputs": [page.status, page.pulse], **QUIET}
+    tabs = {DATASETS: page.datasets.tab, TRAIN: page.train.tab, ADAPTERS: page.adapters.tab, CHAT: page.chat.tab}
+    for name, tab in tabs.items():
+        tab.select(lambda name=name: name, None, page.opened, **QUIET).then(**tick)
+    page.pulse.tick(**tick)
+    page.train.start.click(lambda: gr.Timer(active=True), None, page.pulse, **QUIET)
+    page.demo.load(events.follow_link, None, [page.tabs, page.chat.adapter, page.link], **QUIET)
+    page.demo.load(**tick)
+
+
+def launch(demo: gr.Blocks, settings: "Settings") -> None:
+    """Listen, and say where.
+
+    Raises:
+        StudioError: the server did not start.
+    """
+    demo.queue(api_open=False, default_concurrency_limit=16)
+    said = io.StringIO()  # Gradio prints why it has no public link, and goes on
+    try:
+        with contextlib.redirect_stdout(said):
+            _, local_url, public_url = demo.launch(
+                server_name=settings.host,
+                server_port=settings.port,
+                share=settings.share,
+                prevent_thread_lock=True,
+                quiet=True,
+                ssr_mode=False,
+                enable_monitoring=False,
+                run_history=False,
+                footer_links=[],
+                max_file_size=settings.max_upload_bytes,
+                allowed_paths=[str(settings.home / "exports")],
+                app_kwargs={"routes": [Route("/healthz", health)]},
+                theme=make_theme(),
+                css=CSS,
+                head=HEAD,
+            )
+    except (OSError, ValueError) as error:
+        raise StudioError(f"The page could not be opened on {settings.host}:{settings.port}: {error}.") from None
+    announce(local_url, public_url, settings.share, said.getvalue())
+
+
+def announce(local_url: str, public_url: str | None, wanted_public: bool, gradio_said: str) -> None:
+    """Print where the studio is."""
+    local = local_url.rstrip("/")
+    if public_url:
+        say(f"Public link: {public_url}")
+    elif wanted_public:
+        reason = " ".join(gradio_said.split()) or "Gradio gave no reason"
+        say(f"No public link could be had ({reason}); the studio runs on {local}")
+        return
+    say(f"The studio runs on {local}")
+
+
+async def health(request: Request) -> JSONResponse:  # noqa: ARG001
+    """Answers as soon as the page is served."""
+    return JSONResponse({"status": "ok", "version": __version__})
+
+
+def check_address(host: str, port: int) -> None:
+    """Find out before anything is loaded whether the page can be served there.
+
+    Raises:
+        StudioError: another program listens there, or the address is not this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name != "nt":  # there it would let two programs share a port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StudioError(f"The page cannot be served on {host}:{port} ({why}); choose another with STUDIO_PORT or STUDIO_HOST.") from None
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set, so that everything is closed in order; a second one stops at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    return stop
+
+
+def say(text: str) -> None:
+    """Progress and addresses, for whoever started the program."""
+    print(text, flush=True)  # noqa: T201

@@ -1,0 +1,87 @@
+"""What the tabs share: the page's handles, the manner of quiet events, and the script of clicks inside fragments."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from studio.errors import NotFound
+from studio.ui import present
+from studio.ui.curve import Curves
+
+if TYPE_CHECKING:
+    from studio.services import Studio
+    from studio.ui.tabs.adapters import AdaptersTab
+    from studio.ui.tabs.chat import ChatTab
+    from studio.ui.tabs.datasets import DatasetsTab
+    from studio.ui.tabs.train import TrainTab
+
+DATASETS, TRAIN, ADAPTERS, CHAT = "datasets", "train", "adapters", "chat"
+TABS = (DATASETS, TRAIN, ADAPTERS, CHAT)
+
+# No event is part of an API, and the page itself shows what it waits for.
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+# One listener on the fragment, so that its buttons keep working when it is drawn again.
+CLICKS = """
+element.addEventListener('click', (event) => {
+  const hit = event.target.closest('[data-action]');
+  if (hit && element.contains(hit)) trigger('act', {action: hit.dataset.action, id: hit.dataset.id || ''});
+});
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Every handle that one tab may need of another."""
+
+    demo: gr.Blocks
+    tabs: gr.Tabs
+    opened: gr.State
+    trying: gr.State
+    pulse: gr.Timer
+    status: gr.HTML
+    link: gr.HTML
+    curves: Curves
+    datasets: "DatasetsTab"
+    train: "TrainTab"
+    adapters: "AdaptersTab"
+    chat: "ChatTab"
+
+
+def fragment(value: str = "", **props: Any) -> Any:
+    """An HTML component whose `data-action` buttons raise the event `act`."""
+    return gr.HTML(value, js_on_load=CLICKS, **props)
+
+
+def action(event: gr.EventData) -> tuple[str, str]:
+    """(action, id) of a click inside a fragment."""
+    data: dict[str, Any] = event._data or {}
+    return str(data.get("action", "")), str(data.get("id", ""))
+
+
+def only_new(shown: dict[str, str], key: str, value: str) -> Any:
+    """The value, or a skip where the browser has it already, so that nobody's focus is lost to a poll."""
+    if shown.get(key) == value:
+        return gr.skip()
+    shown[key] = value
+    return value
+
+
+def open_chat(studio: "Studio", adapter_id: str) -> tuple[Any, Any]:
+    """Updates that open Chat on an adapter: of the tabs, and of Chat's choice."""
+    return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(studio), value=adapter_id)
+
+
+def names_of(studio: "Studio") -> dict[str, str]:
+    """Names of bases and datasets by their ids."""
+    return {base.id: base.name for base in studio.bases.all()} | {dataset.id: dataset.name for dataset in studio.datasets.all()}
+
+
+def voices(studio: "Studio") -> list[tuple[str, str]]:
+    """Who can speak through the resident base: (name, id), the base itself first."""
+    try:
+        adapters = studio.adapters_of(studio.default_base())
+    except NotFound:
+        adapters = []
+    return [(present.BASE_LABEL, "base"), *((a.name, a.id) for a in adapters)]

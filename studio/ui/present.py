@@ -1,0 +1,469 @@
+"""From records to what the page shows: sentences, times, glyphs and fragments of HTML. Pure; knows nothing of Gradio.
+
+Everything that a person typed or a file said goes through `esc` before it becomes HTML. Buttons inside fragments
+carry `data-action` and `data-id`; the page's script turns a click on them into an event.
+"""
+
+import re
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from html import escape as esc
+from typing import TYPE_CHECKING, Any
+
+from studio.ui import curve as curves
+
+if TYPE_CHECKING:
+    from storage.records import AdapterRecord, DatasetRecord, JobRecord
+    from studio.chat.service import Stamp
+    from studio.services import Status
+
+BASE_LABEL = "Base model"
+FORM_NAMES = {"messages": "conversations", "prompt-completion": "prompt and completion", "instruction": "instructions"}
+STATE_NAMES = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
+LOG_LINES = 30
+CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
+
+MARK = (
+    '<svg class="as-mark" viewBox="0 0 32 32" aria-hidden="true"><path d="M4 15h7a5 5 0 0 0 10 0h7v9a4 4 0 0 1-4 4H8a4 4 0 0 1-4-4z" '
+    'fill="currentColor"/><circle cx="16" cy="8" r="5" class="as-mark-piece"/></svg>'
+)
+
+
+# Numbers and times
+
+
+def ago(at: float, now: float) -> str:
+    """How long ago, in words; a date after a week."""
+    seconds = max(0.0, now - at)
+    if seconds < 45:
+        return "just now"
+    for limit, unit_s, unit in ((3600, 60, "min"), (86400, 3600, "h"), (7 * 86400, 86400, "day")):
+        if seconds < limit:
+            count = max(1, round(seconds / unit_s))
+            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''} ago"
+    return datetime.fromtimestamp(at).strftime("%d %b %Y").lstrip("0")
+
+
+def time_tag(at: float, now: float | None = None) -> str:
+    """A relative time with the exact one on hover; the page's script keeps it fresh."""
+    moment = datetime.fromtimestamp(at).astimezone()
+    exact = moment.strftime("%Y-%m-%d %H:%M:%S %Z").strip()
+    text = ago(at, time.time() if now is None else now)
+    return f'<time datetime="{moment.isoformat()}" data-at="{at:.0f}" title="{esc(exact)}">{text}</time>'
+
+
+def size(size_bytes: int) -> str:
+    """Bytes in the unit that leaves one to three digits."""
+    value = float(size_bytes)
+    for unit in ("B", "KB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def count(number: int, word: str) -> str:
+    """ "1 row", "2,000 rows"."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+# Who speaks: a colour and a glyph from a hash
+
+
+def hue(sha256: str) -> int:
+    """An angle of the colour circle, 0 to 359."""
+    return int(sha256[:6], 16) % 360
+
+
+def glyph(sha256: str, cell_px: int = 4) -> str:
+    """Five by five cells, mirrored, from the hash; a ring for the base, whose hash is empty."""
+    side = 5 * cell_px
+    if not sha256:
+        return (
+            f'<svg class="as-glyph as-glyph-base" viewBox="0 0 20 20" width="{side}" height="{side}" aria-hidden="true">'
+            '<circle cx="10" cy="10" r="7" fill="none" stroke="currentColor" stroke-width="4"/></svg>'
+        )
+    bits = int(sha256[6:10], 16)
+    filled = [(x, y) for y in range(5) for x in range(3) if bits >> (y * 3 + x) & 1] or [(2, 2)]
+    cells = {cell for x, y in filled for cell in ((x, y), (4 - x, y))}
+    rects = "".join(f'<rect x="{4 * x}" y="{4 * y}" width="4" height="4"/>' for x, y in sorted(cells))
+    return (
+        f'<svg class="as-glyph" style="--hue:{hue(sha256)}" viewBox="0 0 20 20" width="{side}" height="{side}" '
+        f'fill="currentColor" shape-rendering="crispEdges" aria-hidden="true">{rects}</svg>'
+    )
+
+
+# Cards and small parts
+
+
+def button(label: str, action: str, record_id: str = "", *, look: str = "plain", about: str = "") -> str:
+    """A button inside a fragment. `about` tells a screen reader what it acts on; looks: plain, quiet."""
+    spoken = f' aria-label="{esc(label.rstrip(" →"))}: {esc(about)}"' if about else ""
+    return (
+        f'<button type="button" class="as-button as-button-{look}" data-action="{action}" data-id="{esc(record_id)}"{spoken}>'
+        f"{esc(label)}</button>"
+    )
+
+
+def error_card(error: object, title: str = "That did not work") -> str:
+    """What happened, where and what to do, in the words of the error."""
+    return f'<div class="as-card as-error" role="alert"><strong>{esc(title)}</strong><p>{esc(str(error))}</p></div>'
+
+
+def note_card(text: str) -> str:
+    """A sentence that says what was done."""
+    return f'<div class="as-card as-note" role="status"><p>{esc(text)}</p></div>'
+
+
+def empty_card(title: str, text: str, *buttons: str) -> str:
+    """What is not there yet and how to get it."""
+    return f'<div class="as-card as-empty"><strong>{esc(title)}</strong><p>{esc(text)}</p>{"".join(buttons)}</div>'
+
+
+def heading(title: str, text: str) -> str:
+    """The one thought of a tab."""
+    return f'<div class="as-heading"><h2>{esc(title)}</h2><p>{esc(text)}</p></div>'
+
+
+def brand() -> str:
+    """The page's head."""
+    return (
+        f'<header class="as-brand">{MARK}<div><h1>Adapter Studio</h1>'
+        "<p>Train small adapters on one shared base model, and talk to them side by side.</p></div></header>"
+    )
+
+
+def hint(text: str) -> str:
+    """A line of help, or nothing."""
+    return f'<p class="as-hint">{esc(text)}</p>' if text else ""
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """A table of names and values; the values are HTML."""
+    rows = "".join(f"<div><dt>{esc(name)}</dt><dd>{value}</dd></div>" for name, value in pairs)
+    return f'<dl class="as-facts">{rows}</dl>'
+
+
+def dots(parts: Iterable[str]) -> str:
+    """Fragments in a line, with dots between them."""
+    return '<span class="as-sep" aria-hidden="true">·</span>'.join(f"<span>{part}</span>" for part in parts if part)
+
+
+# The status line
+
+
+def status_line(status: "Status") -> str:
+    """The thin line over every tab."""
+    cost, _, detail = status.quantization_cost.partition(" (")
+    parts = [
+        f'<b id="status-base">{esc(status.base)}</b> {esc(status.quantization)}' if status.base else "<b>no base model yet</b>",
+        esc(cost) + (f'<span class="as-wide"> ({esc(detail)}</span>' if detail else ""),
+        f"{esc(status.device)}, {size(status.memory_mb * 2**20)} in use",
+        status_job(status.running),
+        f"{status.waiting} waiting" if status.waiting else "",
+    ]
+    return f'<div class="as-status" role="status" aria-label="Status">{dots(parts)}</div>'
+
+
+def status_job(job: "JobRecord | None") -> str:
+    """The running job in a few words."""
+    if job is None:
+        return '<span class="as-idle">nothing is training</span>'
+    name, progress = esc(job.adapter_name), job.progress
+    if "step" not in progress:
+        return f'<span class="as-live">training <b>{name}</b>, {esc(stage(job))}</span>'
+    share = 100 * progress["step"] / progress["steps"]
+    return f'<span class="as-live">training <b>{name}</b> {share:.0f} %</span>'
+
+
+# Datasets
+
+
+def dataset_list(records: list["DatasetRecord"], chosen: str, now: float | None = None) -> str:
+    """The library, one row a dataset."""
+    if not records:
+        return empty_card("No dataset yet", "Add a file of examples with the form on this page.")
+    return f'<ul class="as-list">{"".join(_dataset_row(r, r.id == chosen, now) for r in records)}</ul>'
+
+
+def _dataset_row(record: "DatasetRecord", chosen: bool, now: float | None) -> str:
+    badge = '<span class="as-badge">sample</span>' if record.sample else ""
+    about = dots([count(record.rows, "row"), count(record.turns, "turn"), FORM_NAMES.get(record.form, esc(record.form))])
+    return (
+        f'<li><button type="button" class="as-row" data-action="choose" data-id="{record.id}" aria-pressed="{str(chosen).lower()}">'
+        f'<span class="as-row-name">{esc(record.name)}{badge}</span><span class="as-row-about">{about}</span>'
+        f'<span class="as-row-end">{time_tag(record.created_at, now)}</span></button></li>'
+    )
+
+
+def dataset_head(record: "DatasetRecord", now: float | None = None) -> str:
+    """Name and numbers of the chosen dataset."""
+    added = f"added {time_tag(record.created_at, now)}"
+    about = dots([count(record.rows, "row"), count(record.turns, "turn"), size(record.size_bytes), added])
+    return f'<div class="as-detail-head"><h3>{esc(record.name)}</h3><p>{about}</p></div>'
+
+
+def conversations(rows: list[list[dict[str, str]]], offset: int) -> str:
+    """Rows as bubbles, the way they will be learned."""
+    blocks = "".join(
+        f'<section class="as-talk" aria-label="row {offset + i}"><span class="as-talk-number">{offset + i}</span>'
+        f"{''.join(map(_bubble, turns))}</section>"
+        for i, turns in enumerate(rows, 1)
+    )
+    return f'<div class="as-talks">{blocks}</div>'
+
+
+def _bubble(turn: dict[str, str]) -> str:
+    text, role = turn["content"], turn["role"]
+    shown = text if len(text) <= 1200 else text[:1200].rstrip() + " …"
+    return f'<div class="as-bubble as-{role}"><span class="as-sr">{role}: </span>{esc(shown)}</div>'
+
+
+def page_of(offset: int, shown: int, rows: int) -> str:
+    """ "1–3 of 96"."""
+    return f'<span class="as-paging">{offset + 1}–{offset + shown} of {rows:,}</span>'
+
+
+# Training
+
+
+def command_line(dataset: str, name: str, base: str, preset: str, changes: Mapping[str, Any]) -> str:
+    """The command that does what the form does, quoted for a shell."""
+    words = ["python", "-m", "studio", "train", "--dataset", dataset, "--name", name]
+    words += ["--base", base] if base else []
+    words += ["--preset", preset]
+    for key, value in changes.items():
+        words += ["--set", f"{key}={_plain_number(value)}"]
+    return shlex.join(words)
+
+
+def _plain_number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def stage(job: "JobRecord") -> str:
+    """What a running job is at, where it has no step to show."""
+    if job.cancel_requested:
+        return "cancelling"
+    waits = {"loading": "loading the base", "training": "measuring the loss before the first step", "saving": "saving the adapter"}
+    return waits.get(job.progress.get("state", ""), "starting")
+
+
+def running_card(job: "JobRecord", curve: curves.Curve, now: float | None = None) -> str:
+    """The job that trains now: progress, numbers, curve and notices."""
+    progress = job.progress
+    step, steps = int(progress.get("step", 0)), int(progress.get("steps", 0))
+    waited = duration((time.time() if now is None else now) - (job.started_at or job.created_at))
+    busy = "step" not in progress or progress.get("state") == "saving" or job.cancel_requested
+    where = f"{stage(job).capitalize()}, {waited} so far" if busy else f"Step {step:,} of {steps:,}"
+    notices = "".join(f'<p class="as-notice">{esc(text)}</p>' for text in curve.notices)
+    return (
+        f'<div class="as-card as-job" data-job="{job.id}"><div class="as-job-head"><h3>{esc(job.adapter_name)}</h3>'
+        f"<p>from {esc(str(job.config.get('dataset_name', '')))}{attempt_note(job)}</p></div>"
+        f"{progress_bar(step, steps, f'Training {job.adapter_name}')}"
+        f'<p class="as-job-where" id="job-where">{where}</p>{_numbers(progress)}{curves.draw(curve, steps)}{notices}</div>'
+    )
+
+
+def attempt_note(job: "JobRecord") -> str:
+    """Said only where the first attempt was not the last."""
+    return f", attempt {job.attempt}" if job.attempt > 1 else ""
+
+
+def progress_bar(done: int, total: int, label: str) -> str:
+    """A bar; it moves by itself where the total is not known."""
+    if not total:
+        return f'<div class="as-bar as-bar-busy" role="progressbar" aria-label="{esc(label)}"><span></span></div>'
+    share = 100 * done / total
+    return (
+        f'<div class="as-bar" role="progressbar" aria-label="{esc(label)}" aria-valuemin="0" aria-valuemax="{total}" '
+        f'aria-valuenow="{done}"><span style="width:{share:.1f}%"></span></div>'
+    )
+
+
+def _numbers(progress: Mapping[str, Any]) -> str:
+    if "step" not in progress:
+        return ""
+    pairs = [
+        ("loss", f"{progress['loss']:.3f}"),
+        ("speed", f"{progress['tokens_per_s']:,.0f} tokens/s"),
+        ("trained for", duration(progress["elapsed_s"])),
+        ("remaining", duration(progress["remaining_s"])),
+    ]
+    return facts(pairs)
+
+
+def waiting_list(jobs: list["JobRecord"], now: float | None = None) -> str:
+    """Jobs in the order in which they will run."""
+    if not jobs:
+        return ""
+    rows = "".join(
+        f'<li class="as-line"><span class="as-order">{i}</span><span class="as-line-main"><b>{esc(job.adapter_name)}</b>'
+        f'<span class="as-row-about">{dots([_from(job), f"waits since {time_tag(job.created_at, now)}"])}</span>'
+        f"{_why(job)}</span>{button('Cancel', 'cancel', job.id, look='quiet', about=job.adapter_name)}</li>"
+        for i, job in enumerate(jobs, 1)
+    )
+    return f'<h3 class="as-section">Waiting</h3><ol class="as-list">{rows}</ol>'
+
+
+def history(jobs: list["JobRecord"], adapters: Mapping[str, "AdapterRecord"], logs: Mapping[str, str], now: float | None = None) -> str:
+    """Jobs that are over, newest first.
+
+    Args:
+        adapters: those that still exist, by id. logs: the log text of failed jobs, by job id.
+    """
+    if not jobs:
+        return ""
+    rows = "".join(_history_row(job, adapters.get(job.adapter_id), logs.get(job.id, ""), now) for job in jobs)
+    return f'<h3 class="as-section">Earlier</h3><ul class="as-list">{rows}</ul>'
+
+
+def _history_row(job: "JobRecord", adapter: "AdapterRecord | None", log: str, now: float | None) -> str:
+    done = job.state == "done"
+    name = adapter.name if adapter else job.adapter_name
+    about = [_from(job), loss_change(job.result) if done else "", time_tag(job.finished_at or job.created_at, now)]
+    state = "deleted since" if done and adapter is None else STATE_NAMES[job.state]
+    act = ""
+    if done and adapter:
+        act = button("Chat with it →", "chat", adapter.id, about=name)
+    elif not done:
+        act = button("Retry", "retry", job.id, about=name)
+    mark = glyph(adapter.sha256) if adapter else '<span class="as-glyph"></span>'
+    return (
+        f'<li class="as-line">{mark}<span class="as-line-main"><span><b>{esc(name)}</b>'
+        f'<span class="as-badge as-{job.state}">{state}</span></span>'
+        f'<span class="as-row-about">{dots(about)}</span>{_why(job)}{_log(log)}</span>{act}</li>'
+    )
+
+
+def _from(job: "JobRecord") -> str:
+    return f"from {esc(str(job.config.get('dataset_name', '')))}"
+
+
+def _why(job: "JobRecord") -> str:
+    return f'<span class="as-why">{esc(job.reason)}</span>' if job.reason else ""
+
+
+def _log(text: str) -> str:
+    tail = "\n".join(text.strip().splitlines()[-LOG_LINES:])
+    return f'<details class="as-log"><summary>Log</summary><pre tabindex="0">{esc(tail)}</pre></details>' if tail else ""
+
+
+def loss_change(metrics: Mapping[str, Any]) -> str:
+    """ "held-out loss 3.41 → 1.97", or the training loss where nothing was held out."""
+    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss")
+    if before is not None and after is not None:
+        return f"held-out loss {before:.2f} → {after:.2f}"
+    loss = metrics.get("train_loss")
+    return f"training loss {loss:.2f}" if loss is not None else ""
+
+
+# Adapters
+
+
+def adapter_cards(records: list["AdapterRecord"], chosen: str, names: Mapping[str, str], now: float | None = None) -> str:
+    """The catalog; `names` maps ids of bases and datasets to their names."""
+    cards = "".join(_adapter_card(r, r.id == chosen, names, now) for r in records)
+    return f'<ul class="as-cards">{cards}</ul>'
+
+
+def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str], now: float | None) -> str:
+    steps = record.metrics.get("steps")
+    lineage = [
+        esc(names.get(record.base_id, "another base")),
+        esc(names.get(record.dataset_id, "a deleted dataset")),
+        f"rank {record.rank}",
+        count(int(steps), "step") if steps else "",
+    ]
+    result = dots([loss_change(record.metrics), size(record.size_bytes), time_tag(record.created_at, now)])
+    return (
+        f'<li><button type="button" class="as-adapter" style="--hue:{hue(record.sha256)}" data-action="choose" data-id="{record.id}" '
+        f'aria-pressed="{str(chosen).lower()}">{glyph(record.sha256, 8)}<span class="as-line-main">'
+        f'<span class="as-adapter-name">{esc(record.name)}</span><span class="as-row-about">{dots(lineage)}</span>'
+        f'<span class="as-row-about">{result}</span>'
+        "</span></button></li>"
+    )
+
+
+def adapter_head(record: "AdapterRecord") -> str:
+    """Who is shown."""
+    return (
+        f'<div class="as-detail-head as-with-glyph" style="--hue:{hue(record.sha256)}">{glyph(record.sha256, 10)}'
+        f"<div><h3>{esc(record.name)}</h3><p>{dots([loss_change(record.metrics), size(record.size_bytes)])}</p></div></div>"
+    )
+
+
+def adapter_detail(record: "AdapterRecord", base: str, dataset: str, drawing: str, now: float | None = None) -> str:
+    """All that is known of an adapter; `drawing` is its loss curve."""
+    lineage = [
+        ("base", esc(base)),
+        ("base fingerprint", _hash(record.base_fingerprint)),
+        ("dataset", esc(dataset)),
+        ("dataset hash", _hash(record.dataset_hash)),
+        ("adapter SHA-256", _hash(record.sha256)),
+        ("trained", time_tag(record.created_at, now)),
+        ("studio version", esc(record.code_version)),
+    ]
+    metrics = [(key.replace("_", " "), _metric(key, value)) for key, value in record.metrics.items()]
+    config = [(key.replace("_", " "), esc(_plain_number(value))) for key, value in record.config.items()]
+    parts = [("Lineage", lineage), ("What training measured", metrics), ("How it was trained", config)]
+    return drawing + "".join(f'<h4 class="as-section">{title}</h4>{facts(pairs)}' for title, pairs in parts)
+
+
+def _hash(digest: str) -> str:
+    return f'<code title="{esc(digest)}">{esc(digest[:16])}…</code>' if digest else "unknown"
+
+
+def _metric(key: str, value: Any) -> str:
+    if value is None:
+        return "nothing was held out"
+    formats: dict[str, Any] = {"seconds": duration, "tokens_per_s": "{:,.0f} tokens/s".format, "peak_rss_mb": "{:,} MB".format}
+    if key in formats:
+        return str(formats[key](value))
+    return f"{value:.3f} nats a token" if isinstance(value, float) else esc(f"{value:,}" if isinstance(value, int) else str(value))
+
+
+# Chat
+
+
+def speaker(stamp: "Stamp") -> str:
+    """The name that a stamp shows."""
+    return stamp.adapter if stamp.adapter_sha256 else BASE_LABEL
+
+
+def stamp_line(stamp: "Stamp") -> str:
+    """The small line under a reply: who wrote it and how fast."""
+    ends = {"length": "cut at the length", "cancelled": "stopped"}
+    parts = [
+        f"<b>{esc(speaker(stamp))}</b>",
+        f"swap {stamp.swap_ms:.1f} ms",
+        f"first token {stamp.ttft_ms:,.0f} ms",
+        f"{stamp.tokens_per_s:.1f} tokens/s",
+        ends.get(stamp.reason, ""),
+    ]
+    style = f' style="--hue:{hue(stamp.adapter_sha256)}"' if stamp.adapter_sha256 else ""
+    return f'<div class="as-stamp"{style}>{glyph(stamp.adapter_sha256, 3)}{dots(parts)}</div>'
+
+
+def voice_label(name: str, sha256: str) -> str:
+    """The head of a column in compare mode."""
+    style = f' style="--hue:{hue(sha256)}"' if sha256 else ""
+    return f'<div class="as-voice"{style}>{glyph(sha256)}<b>{esc(name)}</b></div>'
+
+
+def safe_markdown(text: str) -> str:
+    """Markdown whose tags are shown instead of obeyed; code stays as it is, since Markdown shows tags there itself."""
+    parts = CODE.split(text)
+    return "".join(part if i % 2 else part.replace("&", "&amp;").replace("<", "&lt;") for i, part in enumerate(parts))
