@@ -99,10 +99,6 @@ class Bases(NamedRepository[BaseRecord]):
 
     kind, row, record = "base", BaseRow, BaseRecord
 
-    def set_quantization_loss(self, base_id: str, losses: dict[str, float]) -> None:
-        """Store what each form of the weights costs, in nats a token."""
-        self._update(base_id, {"quantization_loss": losses})
-
 
 class Datasets(NamedRepository[DatasetRecord]):
     """Datasets in the library."""
@@ -114,6 +110,11 @@ class Datasets(NamedRepository[DatasetRecord]):
         query = select(JobRow.id).where(JobRow.dataset_id == dataset_id, JobRow.state.in_(("queued", "running")))
         with self.database.read() as session:
             return len(session.scalars(query).all())
+
+    def is_flagged(self, flag: str) -> bool:
+        """Whether `first_time` was called with this flag."""
+        with self.database.read() as session:
+            return session.get(FlagRow, flag) is not None
 
     def first_time(self, flag: str, now: float) -> bool:
         """True exactly once for each flag, in the life of the database."""

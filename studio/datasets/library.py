@@ -1,5 +1,6 @@
 """The library of datasets: add a file, list, show rows, remove. Rows lie in Arrow with a content hash."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
@@ -90,11 +91,12 @@ class DatasetLibrary:
 
     def add_samples(self) -> None:
         """Put the sample sets that ship with the studio into a fresh library, once in its life."""
-        if not self.records.first_time("samples", time.time()):
+        if self.records.is_flagged("samples"):
             return
         for stem, name in reversed(SAMPLE_NAMES.items()):
-            if self.records.find(name) is None:
+            with contextlib.suppress(NameTaken):  # an earlier start was killed in the middle, or another one adds them too
                 self.add(SAMPLES / f"{stem}.jsonl", name, sample=True)
+        self.records.first_time("samples", time.time())
 
     def all(self) -> list[DatasetRecord]:
         """All datasets, newest first."""

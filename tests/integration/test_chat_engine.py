@@ -133,7 +133,9 @@ def test_the_base_is_bit_identical_after_swaps_and_failures(tiny_base: Path, qua
 def test_an_adapter_of_nan_fails_alone(engine: Engine, adapters: list[AdapterSource]) -> None:
     good = answer(engine, "Why?", adapters[0])
     weights = adapters[1].load()
-    poison = AdapterWeights(weights.rank, weights.alpha, False, {n: (a, torch.full_like(b, float("nan"))) for n, (a, b) in weights.pairs.items()})
+    poison = AdapterWeights(
+        weights.rank, weights.alpha, False, {n: (a, torch.full_like(b, float("nan"))) for n, (a, b) in weights.pairs.items()}
+    )
     neighbours = [engine.submit(ids(engine, "Why?"), GREEDY, adapters[0]) for _ in range(3)]
     bad = engine.submit(ids(engine, "Why?"), GREEDY, source(poison, "poison"))
     with pytest.raises(StudioError, match="not finite"):

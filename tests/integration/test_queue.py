@@ -15,7 +15,6 @@ from peft import PeftModel
 
 from storage.errors import LeaseLost
 from storage.records import JobRecord
-from studio.datasets.library import SAMPLES
 from studio.errors import InvalidInput, NameTaken
 from studio.lora.files import read_adapter
 from studio.services import Studio
@@ -58,7 +57,13 @@ def assert_nothing_half_written(studio: Studio) -> None:
 
 def start(studio: Studio, *command: str) -> subprocess.Popen[bytes]:
     """A separate process on the same home."""
-    env = {**os.environ, "STUDIO_HOME": str(studio.settings.home), "STUDIO_BASE": "tiny", "STUDIO_QUANTIZATION": "fp32", "STUDIO_LEASE_S": "4"}
+    env = {
+        **os.environ,
+        "STUDIO_HOME": str(studio.settings.home),
+        "STUDIO_BASE": "tiny",
+        "STUDIO_QUANTIZATION": "fp32",
+        "STUDIO_LEASE_S": "4",
+    }
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -152,8 +157,7 @@ def test_kill_9_of_the_worker_requeues_the_job_and_leaves_no_orphan(studio: Stud
 def test_kill_9_of_the_app_loses_no_job(studio: Studio) -> None:
     job = submit(studio, "a", {**TINY, "max_steps": 300})
     code = (
-        "from studio.settings import load_settings; from studio.ui.app import serve;"
-        "serve(load_settings().model_copy(update={'port': 0}))"
+        "from studio.settings import load_settings; from studio.ui.app import serve;serve(load_settings().model_copy(update={'port': 0}))"
     )
     with_free_port = code.replace("'port': 0", f"'port': {free_port()}")
     app = start(studio, "-c", with_free_port)

@@ -1,0 +1,43 @@
+"""Documentation that names things is held to the things."""
+
+import re
+from pathlib import Path
+
+from studio.settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_readme_names_every_setting_and_no_other() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## Settings") :]
+    named = set(re.findall(r"`STUDIO_([A-Z_]+)`", table))
+    assert named == {field.upper() for field in Settings.model_fields}
+
+
+def test_every_path_in_the_architecture_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:studio|storage|tests)/[\w/.]+)`", text)
+    assert len(paths) > 15
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_requirement_has_bounds_and_a_reason() -> None:
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert len(lines) > 10
+    for line in lines:
+        assert re.match(r"[\w-]+(==[\w.]+|>=[\w.]+,<[\w.]+) +# \w", line), line
+
+
+def test_commands_that_the_readme_shows_exist() -> None:
+    from typer.main import get_command
+
+    from studio.__main__ import app
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^python -m studio (\w+)(?: (\w+))?", text, re.M)
+    group = get_command(app)
+    assert len(shown) >= 7
+    for first, second in shown:
+        command = group.commands[first]
+        assert not hasattr(command, "commands") or second in command.commands
