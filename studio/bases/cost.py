@@ -12,15 +12,15 @@ WINDOW = 512
 MAX_WINDOWS = 4
 
 
-def held_out_loss(folder: Path, quantization: str) -> float:
+def held_out_loss(folder: Path, quantization: str, name: str) -> float:
     """Mean loss in nats a token over the held-out text, in windows of 512 tokens."""
     import torch
 
     from studio.lora.frozen import freeze_quantized
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, name)
     token_ids = tokenizer(HELD_OUT.read_text(encoding="utf-8"), return_tensors="pt")["input_ids"][0]
-    model = load_model(folder, quantization)
+    model = load_model(folder, quantization, name)
     freeze_quantized(model)
     total, count = 0.0, 0
     with torch.inference_mode():
@@ -33,12 +33,12 @@ def held_out_loss(folder: Path, quantization: str) -> float:
     return total / count
 
 
-def measure_cost(folder: Path) -> dict[str, float]:
+def measure_cost(folder: Path, name: str) -> dict[str, float]:
     """Held-out loss by form. A form that this machine cannot hold is left out; bf16 may be too large for it."""
     losses = {}
     for form in FORMS:
         try:
-            losses[form] = held_out_loss(folder, form)
+            losses[form] = held_out_loss(folder, form, name)
         except (BaseUnavailable, MemoryError, RuntimeError):
             if form == "nf4":
                 raise

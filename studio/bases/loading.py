@@ -19,18 +19,19 @@ def device_name() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_model(path: Path, quantization: str) -> Any:
+def load_model(path: Path, quantization: str, name: str = "") -> Any:
     """A causal language model in eval mode with frozen weights.
 
     Args:
         path: a folder with config.json and safetensors. quantization: nf4 (double quantization, bf16 compute),
-            int8 by row, bf16 or fp32.
+            int8 by row, bf16 or fp32. name: what the base is called where it cannot be loaded; the folder's where left out.
 
     Raises:
         BaseUnavailable: the folder is incomplete or the architecture is unknown.
     """
     import torch
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
@@ -47,23 +48,34 @@ def load_model(path: Path, quantization: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise BaseUnavailable(f"The base in {path.name!r} cannot be loaded: {_first_line(error)}. Fetch it again.") from None
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise BaseUnavailable(
+            f"The base {name or path.name!r} cannot be loaded: {_why(error, path)}. Mend its files and fetch it again."
+        ) from None
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error):
+            raise
+        why = "its weights have other shapes than its config.json says"
+        raise BaseUnavailable(f"The base {name or path.name!r} cannot be loaded: {why}. Mend its files and fetch it again.") from None
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path, name: str = "") -> Any:
     """The tokenizer of a base.
 
     Raises:
         BaseUnavailable: its files are missing or broken.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise BaseUnavailable(f"The tokenizer of the base in {path.name!r} cannot be loaded: {_first_line(error)}.") from None
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        why = _why(error, path)
+        raise BaseUnavailable(
+            f"The tokenizer of the base {name or path.name!r} cannot be loaded: {why}. Mend its files and fetch it again."
+        ) from None
 
 
 def _quantization_config(quantization: str) -> Any:
@@ -80,5 +92,7 @@ def _quantization_config(quantization: str) -> Any:
     return BitsAndBytesConfig(load_in_8bit=True) if quantization == "int8" else None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _why(error: Exception, path: Path) -> str:
+    """The first line of an error, short, and without the path of the studio's own folder."""
+    text = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), path.name)
+    return text[:200] + "…" if len(text) > 200 else text.rstrip(" .:")

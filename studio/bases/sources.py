@@ -25,7 +25,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PATTERNS = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
 
 
-def copy_folder(source: Path, target: Path) -> str:
+def copy_folder(source: Path, target: Path, say: Say) -> str:
     """Copy the files of a local model that are read, and no others.
 
     Raises:
@@ -33,6 +33,7 @@ def copy_folder(source: Path, target: Path) -> str:
     """
     if not (source / "config.json").is_file() or not list(source.glob("*.safetensors")):
         raise InvalidInput(f"The folder {source.name!r} has no config.json with *.safetensors; give a folder saved by transformers.")
+    say(f"copying {source.name}")
     for path in sorted(source.iterdir()):
         if path.is_file() and any(path.match(pattern) for pattern in PATTERNS):
             shutil.copyfile(path, target / path.name)

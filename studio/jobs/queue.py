@@ -7,7 +7,7 @@ from storage import files
 from storage.errors import RecordNotFound
 from storage.jobs import CANCELLED, FAILED, OPEN, QUEUED, Jobs
 from storage.records import BaseRecord, DatasetRecord, EventRecord, JobRecord
-from storage.repositories import Adapters
+from storage.repositories import Adapters, Datasets
 from studio.errors import InvalidInput, NameTaken, NotFound
 from studio.names import checked_name
 from studio.training.config import TrainConfig
@@ -17,11 +17,12 @@ class Queue:
     """First in, first out. Nothing trains here; a worker claims what is queued.
 
     Args:
-        jobs: the table. adapters: to keep the names of finished and coming adapters apart.
+        jobs: the table. adapters: to keep the names of finished and coming adapters apart. datasets: to know which
+            ones are still there.
     """
 
-    def __init__(self, jobs: Jobs, adapters: Adapters) -> None:
-        self.jobs, self.adapters = jobs, adapters
+    def __init__(self, jobs: Jobs, adapters: Adapters, datasets: Datasets) -> None:
+        self.jobs, self.adapters, self.datasets = jobs, adapters, datasets
 
     def submit(self, adapter_name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainConfig) -> JobRecord:
         """Queue a job that trains an adapter of this name, its configuration frozen.
@@ -91,11 +92,14 @@ class Queue:
         """Queue a failed or cancelled job again, from its start.
 
         Raises:
-            InvalidInput: it is neither. NameTaken: its adapter's name is used by now.
+            InvalidInput: it is neither, or its dataset was deleted. NameTaken: its adapter's name is used by now.
         """
         job = self.get(job_id)
         if job.state in (FAILED, CANCELLED):
             self._check_free(job.adapter_name)
+            if self.datasets.find(job.dataset_id) is None:
+                name = job.config["dataset_name"]
+                raise InvalidInput(f"The dataset {name!r} of the job {job.id} was deleted; add it again and start a new training.")
         if not self.jobs.retry(job.id, files.new_id(), time.time()):
             raise InvalidInput(f"The job {job.id} is {job.state}; only a failed or cancelled job can be retried.")
         return self.get(job_id)

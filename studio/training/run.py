@@ -56,12 +56,12 @@ def train(spec: JobSpec, emit: Emit) -> None:
 
     config = TrainConfig(**spec.config)
     emit("state", state="loading")
-    tokenizer = load_tokenizer(Path(spec.base_path))
+    tokenizer = load_tokenizer(Path(spec.base_path), spec.base_name)
     conversations = (row["messages"] for row in open_arrow(Path(spec.dataset_path)))
     rendered = render_all(tokenizer, conversations, config.max_length, config.over_length)
     for text in rendered.notices:
         emit("notice", text=text)
-    model = load_model(Path(spec.base_path), config.quantization)
+    model = load_model(Path(spec.base_path), config.quantization, spec.base_name)
     trainer = Trainer(model, rendered.examples, config, emit)
     emit("state", state="training")
     outcome = trainer.fit()
