@@ -46,9 +46,8 @@ def studio(starter_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         job = studio.train_and_wait(studio.train(name, name), lambda event: None)
         assert job.state == "done", job.reason
         r = job.result
-        print(
-            f"\n{name}: {r['seconds']:.0f} s, {r['tokens_per_s']:.0f} tokens/s, {r['peak_rss_mb']} MB, {r['eval_loss_before']:.2f} → {r['eval_loss']:.2f}"
-        )
+        losses = f"{r['eval_loss_before']:.2f} → {r['eval_loss']:.2f}"
+        print(f"\n{name}: {r['seconds']:.0f} s, {r['tokens_per_s']:.0f} tokens/s, {r['peak_rss_mb']} MB, {losses}")
     studio.worker.stop()
     yield studio
     studio.close()

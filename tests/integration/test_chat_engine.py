@@ -142,7 +142,8 @@ def test_an_adapter_of_nan_fails_alone(engine: Engine, adapters: list[AdapterSou
         bad.text()
     assert [t.text() for t in neighbours] == [good] * 3
     # Its slot is used again by others without a trace.
-    assert [answer(engine, "Why?", a) for a in (adapters[0], adapters[1], adapters[2], adapters[0])][0] == good
+    after = [answer(engine, "Why?", adapter) for adapter in (*adapters, adapters[0])]
+    assert after[0] == after[3] == good
 
 
 def test_cancel_ends_a_reply_and_frees_its_place(engine: Engine, adapters: list[AdapterSource]) -> None:

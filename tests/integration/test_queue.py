@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -74,7 +75,7 @@ def test_jobs_run_in_their_order_and_end_in_the_catalog_with_lineage(studio: Stu
     wait_for(lambda: all(studio.queue.get(j.id).state == "done" for j in jobs), 120)
     done = [studio.queue.get(j.id) for j in jobs]
     assert [j.started_at for j in done] == sorted(j.started_at or 0 for j in done)
-    assert all(earlier.finished_at <= later.started_at for earlier, later in zip(done, done[1:], strict=False))
+    assert all(earlier.finished_at <= later.started_at for earlier, later in pairwise(done))
     record = studio.adapters.get("bird 1")
     dataset, base = studio.datasets.get("Angry bird"), studio.default_base()
     assert (record.base_fingerprint, record.dataset_hash, record.seed) == (base.fingerprint, dataset.content_hash, 1)
