@@ -18,7 +18,7 @@ from studio import __version__
 from studio.errors import StudioError
 from studio.ui import present
 from studio.ui.curve import Curves
-from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, Page, voices
+from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, Page, html, voices
 from studio.ui.tabs import adapters, chat, datasets, train
 from studio.ui.theme import CSS, HEAD, make_theme
 
@@ -56,9 +56,9 @@ def serve(settings: "Settings") -> None:
 
 def build_page(studio: "Studio") -> gr.Blocks:
     """Lay everything out, then bind the events."""
-    with gr.Blocks(title="Adapter Studio", analytics_enabled=False, delete_cache=(KEEP_FILES_S, KEEP_FILES_S)) as demo:
-        gr.HTML(present.brand(), elem_id="brand")
-        status, link = gr.HTML(elem_id="status"), gr.HTML(elem_id="link-message")
+    with gr.Blocks(title="Adapter Studio", analytics_enabled=False, fill_width=True, delete_cache=(KEEP_FILES_S, KEEP_FILES_S)) as demo:
+        html(present.brand(), elem_id="brand")
+        status, link = html(elem_id="status"), html(elem_id="link-message")
         with gr.Tabs(elem_id="tabs") as tabs:
             built = (datasets.build(), train.build(), adapters.build(), chat.build())
         states = {"opened": gr.State(DATASETS), "trying": gr.State(""), "pulse": gr.Timer(1.0, active=False)}

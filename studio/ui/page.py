@@ -49,9 +49,14 @@ class Page:
     chat: "ChatTab"
 
 
+def html(value: str = "", **props: Any) -> Any:
+    """A fragment in the page's own style instead of Gradio's prose."""
+    return gr.HTML(value, apply_default_css=False, **props)
+
+
 def fragment(value: str = "", **props: Any) -> Any:
-    """An HTML component whose `data-action` buttons raise the event `act`."""
-    return gr.HTML(value, js_on_load=CLICKS, **props)
+    """A fragment whose `data-action` buttons raise the event `act`."""
+    return html(value, js_on_load=CLICKS, **props)
 
 
 def action(event: gr.EventData) -> tuple[str, str]:

@@ -129,7 +129,7 @@ def note_card(text: str) -> str:
 
 def empty_card(title: str, text: str, *buttons: str) -> str:
     """What is not there yet and how to get it."""
-    return f'<div class="as-card as-empty"><strong>{esc(title)}</strong><p>{esc(text)}</p>{"".join(buttons)}</div>'
+    return f'<div class="as-card as-empty"><div><strong>{esc(title)}</strong><p>{esc(text)}</p></div>{"".join(buttons)}</div>'
 
 
 def heading(title: str, text: str) -> str:

@@ -53,7 +53,7 @@ def _surfaces() -> dict[str, str]:
         "border_color_primary_dark": "#38332f",
         "panel_background_fill": "white",
         "panel_background_fill_dark": "#1d1a18",
-        "layout_gap": "18px",
+        "layout_gap": "16px",
     }
 
 
@@ -112,10 +112,11 @@ def _controls() -> dict[str, str]:
         "input_border_color_dark": "#6b635c",
         "input_border_color_focus": "*neutral_900",
         "input_border_color_focus_dark": "*neutral_100",
+        "input_border_width": "1px",
         "input_shadow": "none",
         "input_shadow_focus": "none",
         "checkbox_background_color_selected": "*neutral_900",
-        "checkbox_background_color_selected_dark": "*neutral_100",
+        "checkbox_background_color_selected_dark": "*neutral_500",
         "checkbox_border_color": "*neutral_500",
         "checkbox_border_color_dark": "*neutral_400",
         "checkbox_border_color_selected": "*neutral_900",

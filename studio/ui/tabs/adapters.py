@@ -9,7 +9,7 @@ import gradio as gr
 from studio.errors import NotFound, StudioError
 from studio.ui import present
 from studio.ui.curve import draw
-from studio.ui.page import ADAPTERS, QUIET, TRAIN, Page, action, fragment, names_of, open_chat
+from studio.ui.page import ADAPTERS, QUIET, TRAIN, Page, action, fragment, html, names_of, open_chat
 
 if TYPE_CHECKING:
     from storage.records import AdapterRecord
@@ -47,18 +47,19 @@ class AdaptersTab:
 def build() -> AdaptersTab:
     """Lay the tab out."""
     with gr.Tab("Adapters", id=ADAPTERS, elem_id="tab-adapters") as tab:
-        gr.HTML(present.heading("Your adapters", "Each has its own colour and sign; you meet them again on the replies it writes."))
-        message = gr.HTML(elem_id="adapter-message")
+        html(present.heading("Your adapters", "Each has its own colour and sign; you meet them again on the replies it writes."))
+        message = html(elem_id="adapter-message")
         with gr.Row(elem_classes="as-columns"):
             with gr.Column(scale=6, min_width=300):
                 catalog = fragment(elem_id="adapter-catalog")
             with gr.Column(scale=6, min_width=300, visible=False, elem_classes="as-panel", elem_id="adapter-detail") as detail:
                 shown = _build_detail()
-    return AdaptersTab(tab=tab, message=message, catalog=catalog, chosen=gr.State(""), detail=detail, **shown)
+        chosen = gr.State("")
+    return AdaptersTab(tab=tab, message=message, catalog=catalog, chosen=chosen, detail=detail, **shown)
 
 
 def _build_detail() -> dict[str, Any]:
-    head = gr.HTML(elem_id="adapter-head")
+    head = html(elem_id="adapter-head")
     with gr.Row(elem_classes="as-actions"):
         chat = gr.Button("Chat with it →", variant="primary", elem_id="adapter-chat", min_width=120)
         download = gr.Button("Download", elem_id="adapter-download", min_width=90)
@@ -71,11 +72,11 @@ def _build_detail() -> dict[str, Any]:
             rename_yes = gr.Button("Rename it", elem_id="adapter-rename-yes", min_width=80)
             rename_no = gr.Button("Leave it", elem_id="adapter-rename-no", elem_classes="as-quiet", min_width=80)
     with gr.Group(visible=False, elem_classes="as-confirm", elem_id="adapter-confirm") as confirm:
-        gr.HTML("<p>Delete this adapter? Its files are gone for good, unless you downloaded them.</p>")
+        html("<p>Delete this adapter? Its files are gone for good, unless you downloaded them.</p>")
         with gr.Row(elem_classes="as-actions"):
             delete_yes = gr.Button("Delete it", variant="stop", elem_id="adapter-delete-yes", min_width=80)
             delete_no = gr.Button("Keep it", elem_id="adapter-delete-no", min_width=80)
-    facts = gr.HTML(elem_id="adapter-facts")
+    facts = html(elem_id="adapter-facts")
     return {
         "head": head,
         "chat": chat,

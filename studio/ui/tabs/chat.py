@@ -9,7 +9,7 @@ import gradio as gr
 from studio.errors import InvalidInput, NotFound, StudioError
 from studio.ui import present
 from studio.ui.conversation import LEFT, RIGHT, SINGLE, Talk, Turn, empty_talk, paced, to_model
-from studio.ui.page import CHAT, QUIET, TRAIN, Page, fragment, voices
+from studio.ui.page import CHAT, QUIET, TRAIN, Page, fragment, html, voices
 
 if TYPE_CHECKING:
     from studio.chat.service import Stream
@@ -48,7 +48,7 @@ class ChatTab:
 def build() -> ChatTab:
     """Lay the tab out."""
     with gr.Tab("Chat", id=CHAT, elem_id="tab-chat") as tab:
-        gr.HTML(present.heading("Talk to it", "Change the adapter whenever you like; every reply says who wrote it."))
+        html(present.heading("Talk to it", "Change the adapter whenever you like; every reply says who wrote it."))
         trouble = fragment(elem_id="chat-trouble")
         with gr.Column(elem_id="chat-alone") as alone:
             panes = {SINGLE: _transcript("chat", "Conversation", PROMPTS)}
@@ -56,10 +56,11 @@ def build() -> ChatTab:
             heads = {}
             for pane, label in ((LEFT, "The base answers"), (RIGHT, "The adapter answers")):
                 with gr.Column(min_width=280):
-                    heads[pane] = gr.HTML(elem_id=f"chat-{pane}-head")
+                    heads[pane] = html(elem_id=f"chat-{pane}-head")
                     panes[pane] = _transcript(f"chat-{pane}", label, ())
         composer = _build_composer()
-    return ChatTab(tab=tab, trouble=trouble, panes=panes, alone=alone, pair=pair, heads=heads, talk=gr.State(empty_talk()), **composer)
+        talk = gr.State(empty_talk())
+    return ChatTab(tab=tab, trouble=trouble, panes=panes, alone=alone, pair=pair, heads=heads, talk=talk, **composer)
 
 
 def _transcript(elem_id: str, label: str, prompts: tuple[str, ...]) -> gr.Chatbot:
@@ -69,7 +70,7 @@ def _transcript(elem_id: str, label: str, prompts: tuple[str, ...]) -> gr.Chatbo
         show_label=False,
         elem_id=elem_id,
         elem_classes="as-chat",
-        height="min(56vh, 560px)",
+        height="max(300px, calc(100vh - 480px))",
         buttons=["copy"],
         feedback_options=None,
         layout="bubble",
@@ -123,7 +124,7 @@ def messages(turns: list[Turn]) -> list[dict[str, Any]]:
     for turn in turns:
         parts: list[Any] = [present.safe_markdown(turn.content)] if turn.content else []
         if turn.stamp is not None:
-            parts.append(gr.HTML(present.stamp_line(turn.stamp)))
+            parts.append(html(present.stamp_line(turn.stamp)))
         shown.append({"role": turn.role, "content": parts or ["…"]})
     return shown
 

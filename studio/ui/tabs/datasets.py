@@ -8,7 +8,7 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.ui import present
-from studio.ui.page import DATASETS, QUIET, TRAIN, Page, action, fragment
+from studio.ui.page import DATASETS, QUIET, TRAIN, Page, action, fragment, html
 
 if TYPE_CHECKING:
     from studio.services import Studio
@@ -69,18 +69,19 @@ class DatasetsTab:
 def build() -> DatasetsTab:
     """Lay the tab out."""
     with gr.Tab("Datasets", id=DATASETS, elem_id="tab-datasets") as tab:
-        gr.HTML(present.heading("What should it learn?", "A dataset is a file of examples. Add yours, or look into one of the samples."))
+        html(present.heading("What should it learn?", "A dataset is a file of examples. Add yours, or look into one of the samples."))
         with gr.Row(elem_classes="as-columns"):
             with gr.Column(scale=5, min_width=300, elem_classes="as-panel"):
                 adding = _build_form()
             with gr.Column(scale=7, min_width=300):
                 library = fragment(elem_id="dataset-library")
                 shown = _build_detail()
-    return DatasetsTab(tab=tab, library=library, chosen=gr.State(""), offset=gr.State(0), **adding, **shown)
+        states = {"chosen": gr.State(""), "offset": gr.State(0)}
+    return DatasetsTab(tab=tab, library=library, **states, **adding, **shown)
 
 
 def _build_form() -> dict[str, Any]:
-    gr.HTML('<h3 class="as-panel-title">Add a dataset</h3>')
+    html('<h3 class="as-panel-title">Add a dataset</h3>')
     upload = gr.File(label="File (.jsonl, .json or .csv)", file_types=[".jsonl", ".json", ".csv"], height=132, elem_id="dataset-file")
     name = gr.Textbox(label="Name", info="The file's name where left empty.", max_lines=1, elem_id="dataset-name")
     with gr.Accordion("What a file may look like", open=False, elem_id="dataset-examples"):
@@ -95,25 +96,25 @@ def _build_form() -> dict[str, Any]:
             elem_id="dataset-mapping",
         )
     add = gr.Button("Add dataset", variant="primary", elem_id="dataset-add")
-    message = gr.HTML(elem_id="dataset-message")
+    message = html(elem_id="dataset-message")
     return {"upload": upload, "name": name, "form": form, "mapping": mapping, "add": add, "message": message}
 
 
 def _build_detail() -> dict[str, Any]:
     with gr.Column(visible=False, elem_classes="as-panel", elem_id="dataset-detail") as detail:
-        head = gr.HTML(elem_id="dataset-head")
+        head = html(elem_id="dataset-head")
         with gr.Row(elem_classes="as-actions"):
             train = gr.Button("Train on this →", elem_id="dataset-train", min_width=120)
             delete = gr.Button("Delete", elem_id="dataset-delete", elem_classes="as-quiet", min_width=80)
         with gr.Group(visible=False, elem_classes="as-confirm", elem_id="dataset-confirm") as confirm:
-            gr.HTML("<p>Delete this dataset? Its rows are gone for good; adapters that learned from it stay.</p>")
+            html("<p>Delete this dataset? Its rows are gone for good; adapters that learned from it stay.</p>")
             with gr.Row(elem_classes="as-actions"):
                 delete_yes = gr.Button("Delete it", variant="stop", elem_id="dataset-delete-yes", min_width=80)
                 delete_no = gr.Button("Keep it", elem_id="dataset-delete-no", min_width=80)
-        preview = gr.HTML(elem_id="dataset-preview")
+        preview = html(elem_id="dataset-preview")
         with gr.Row(elem_classes="as-actions as-pager"):
             previous = gr.Button("← Previous", elem_id="dataset-previous", elem_classes="as-quiet", min_width=90)
-            paging = gr.HTML(elem_id="dataset-paging")
+            paging = html(elem_id="dataset-paging")
             following = gr.Button("Next →", elem_id="dataset-next", elem_classes="as-quiet", min_width=90)
     return {
         "detail": detail,

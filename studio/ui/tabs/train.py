@@ -9,7 +9,7 @@ import gradio as gr
 from studio.errors import NotFound, StudioError
 from studio.training.config import DEFAULT_PRESET, PRESETS, TrainConfig, field_choices, field_help, make_config
 from studio.ui import present
-from studio.ui.page import QUIET, TRAIN, Page, action, fragment, names_of, only_new, open_chat
+from studio.ui.page import QUIET, TRAIN, Page, action, fragment, html, names_of, only_new, open_chat
 
 if TYPE_CHECKING:
     from storage.records import JobRecord
@@ -51,19 +51,18 @@ class TrainTab:
 def build() -> TrainTab:
     """Lay the tab out."""
     with gr.Tab("Train", id=TRAIN, elem_id="tab-train") as tab:
-        gr.HTML(present.heading("Train an adapter", "The base stays as it is; a few megabytes beside it learn from your examples."))
+        html(present.heading("Train an adapter", "The base stays as it is; a few megabytes beside it learn from your examples."))
         with gr.Row(visible=False, elem_classes="as-try-row", elem_id="try-it") as try_it:
-            gr.HTML(TRY_IT)
+            html(TRY_IT)
             try_button = gr.Button("Try it", variant="primary", elem_id="try-it-button", min_width=120, scale=0)
-        trouble = gr.HTML(elem_id="train-trouble")
+        trouble = html(elem_id="train-trouble")
         with gr.Row(elem_classes="as-columns"):
             with gr.Column(scale=6, min_width=300, elem_classes="as-panel"):
                 form = _build_form()
             with gr.Column(scale=6, min_width=300):
                 live = _build_live()
-    return TrainTab(
-        tab=tab, try_it=try_it, try_button=try_button, trouble=trouble, running_id=gr.State(""), shown=gr.State({}), **form, **live
-    )
+        states = {"running_id": gr.State(""), "shown": gr.State({})}
+    return TrainTab(tab=tab, try_it=try_it, try_button=try_button, trouble=trouble, **states, **form, **live)
 
 
 def _build_form() -> dict[str, Any]:
@@ -77,12 +76,12 @@ def _build_form() -> dict[str, Any]:
         elem_classes="as-radio-lines",
     )
     base = gr.Dropdown([], label="Base", elem_id="train-base")
-    cost = gr.HTML(elem_id="train-cost")
+    cost = html(elem_id="train-cost")
     with gr.Accordion("More", open=False, elem_id="train-more"), gr.Row(elem_classes="as-grid"):
         defaults = make_config().model_dump()
         fields = {key: build_field(key, defaults[key]) for key in TrainConfig.model_fields}
     start = gr.Button("Start training", variant="primary", elem_id="train-start")
-    message = gr.HTML(elem_id="train-message")
+    message = html(elem_id="train-message")
     command = gr.Textbox(
         label="The same as a command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command", elem_classes="as-command"
     )
@@ -100,7 +99,7 @@ def _build_form() -> dict[str, Any]:
 
 
 def _build_live() -> dict[str, Any]:
-    running = gr.HTML(elem_id="train-running")
+    running = html(elem_id="train-running")
     cancel = gr.Button("Cancel this training", visible=False, elem_id="train-cancel", elem_classes="as-quiet")
     waiting = fragment(elem_id="train-waiting")
     history = fragment(elem_id="train-history")
@@ -150,13 +149,14 @@ class _Events:
             fallback, trouble = self.studio.default_base().id, ""
         except NotFound as error:
             fallback, trouble = None, present.error_card(error, "The base model is not here yet")
+        newcomer = not trouble and not self.studio.adapters.all() and not self.studio.queue.open()
         first = next((d.id for d in datasets if not d.sample), datasets[0].id if datasets else None)
         return (
             gr.Dropdown(choices=[(d.name, d.id) for d in datasets], value=_kept(dataset, datasets, first)),
             gr.Dropdown(choices=[(b.name, b.id) for b in bases], value=_kept(base, bases, fallback)),
             trouble,
-            gr.Button(interactive=not trouble),
-            gr.Row(visible=not trouble and not self.studio.adapters.all()),
+            gr.Button(interactive=not trouble, variant="secondary" if newcomer else "primary"),  # one main action at a time
+            gr.Row(visible=newcomer),
         )
 
     def preset_values(self, preset: str) -> list[Any]:
@@ -184,13 +184,13 @@ class _Events:
             return present.error_card(error, "The training was not started"), gr.skip()
         return present.note_card(f"{job.adapter_name} is in the queue."), ""
 
-    def try_it(self) -> tuple[str, str, Any]:
+    def try_it(self) -> tuple[str, str]:
         """Queue the angry bird and remember to open the chat with it."""
         try:
             job = self.studio.try_it()
         except StudioError as error:
-            return "", present.error_card(error, "The training was not started"), gr.skip()
-        return job.id, present.note_card(f"{job.adapter_name} is in the queue; the chat opens when it is done."), gr.Row(visible=False)
+            return "", present.error_card(error, "The training was not started")
+        return job.id, present.note_card(f"{job.adapter_name} is in the queue; the chat opens when it is done.")
 
     def live(self, shown: dict[str, str]) -> tuple[Any, ...]:
         """The running job, the waiting ones and those that are over."""
@@ -279,8 +279,8 @@ def wire(page: Page, studio: "Studio") -> None:
     tab.preset.change(events.preset_values, tab.preset, fields, **QUIET).then(**command).then(**cost)
     gr.on([tab.dataset.input, tab.name.input, tab.base.input, *(f.input for f in fields)], trigger_mode="always_last", **command)
     gr.on([tab.base.input, tab.fields["quantization"].input], **cost)
-    tab.start.click(events.start, form, [tab.message, tab.name], **QUIET).then(**live)
-    tab.try_button.click(events.try_it, None, [page.trying, tab.message, tab.try_it], **QUIET).then(**live)
+    tab.start.click(events.start, form, [tab.message, tab.name], **QUIET).then(**live).then(**refresh)
+    tab.try_button.click(events.try_it, None, [page.trying, tab.message], **QUIET).then(**live).then(**refresh)
     tab.cancel.click(events.cancel, tab.running_id, tab.message, **QUIET).then(**live)
     tab.waiting.act(events.act, None, [tab.message, *chat], **QUIET).then(**live)
     tab.history.act(events.act, None, [tab.message, *chat], **QUIET).then(**live)
