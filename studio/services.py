@@ -67,7 +67,7 @@ class Studio:
         self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
         self.datasets = DatasetLibrary(datasets, home / "datasets", settings.max_upload_bytes)
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
-        self.queue = Queue(jobs, adapters)
+        self.queue = Queue(jobs, adapters, datasets)
         self.chat = Chat(self.bases, self.adapters, settings.quantization, settings.slots, settings.max_batch)
         self.worker = Worker(jobs, bases, datasets, home, settings.lease_s, settings.max_losses)
         self.datasets.add_samples()

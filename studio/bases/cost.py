@@ -18,9 +18,9 @@ def held_out_loss(folder: Path, quantization: str, name: str) -> float:
 
     from studio.lora.frozen import freeze_quantized
 
+    model = load_model(folder, quantization, name)
     tokenizer = load_tokenizer(folder, name)
     token_ids = tokenizer(HELD_OUT.read_text(encoding="utf-8"), return_tensors="pt")["input_ids"][0]
-    model = load_model(folder, quantization, name)
     freeze_quantized(model)
     total, count = 0.0, 0
     with torch.inference_mode():

@@ -35,11 +35,12 @@ def load_model(path: Path, quantization: str, name: str = "") -> Any:
     from transformers import AutoModelForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what it would warn of is an error here, told in one sentence
     # It warns about an optional kernel package that is not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     dtype = torch.float32 if quantization == "fp32" else torch.bfloat16
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             str(path),
             dtype=dtype,
             quantization_config=_quantization_config(quantization),
@@ -47,16 +48,16 @@ def load_model(path: Path, quantization: str, name: str = "") -> Any:
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise BaseUnavailable(
-            f"The base {name or path.name!r} cannot be loaded: {_why(error, path)}. Mend its files and fetch it again."
-        ) from None
+        raise _refusal(name or path.name, _why(error, path)) from None
     except RuntimeError as error:
         if "mismatched_sizes" not in str(error):
             raise
-        why = "its weights have other shapes than its config.json says"
-        raise BaseUnavailable(f"The base {name or path.name!r} cannot be loaded: {why}. Mend its files and fetch it again.") from None
+        raise _refusal(name or path.name, "its weights have other shapes than its config.json says") from None
+    if info["missing_keys"]:  # transformers would go on with random numbers in their place
+        raise _refusal(name or path.name, f"its files lack the weights {', '.join(sorted(info['missing_keys'])[:3])}")
     return model.eval().requires_grad_(False)
 
 
@@ -90,6 +91,10 @@ def _quantization_config(quantization: str) -> Any:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     return BitsAndBytesConfig(load_in_8bit=True) if quantization == "int8" else None
+
+
+def _refusal(name: str, why: str) -> BaseUnavailable:
+    return BaseUnavailable(f"The base {name!r} cannot be loaded: {why}. Mend its files and fetch it again.")
 
 
 def _why(error: Exception, path: Path) -> str:

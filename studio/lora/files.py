@@ -87,6 +87,9 @@ def read_adapter(folder: Path) -> AdapterWeights:
     Raises:
         BadAdapter: a file is missing or broken, an option is refused, or the weights are not a finite (A, B) per layer.
     """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise BadAdapter(f"{name} is missing")
     config = _read_config(folder / CONFIG_FILE)
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     if not 1 <= rank <= MAX_RANK or not math.isfinite(alpha):
@@ -118,7 +121,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, BadAdapter):
             raise
-        raise BadAdapter(f"{path.name} is missing, not JSON, or lacks peft_type, r or lora_alpha ({error})") from None
+        raise BadAdapter(f"{path.name} is not JSON, or lacks peft_type, r or lora_alpha ({error})") from None
     refused = [key for key in REFUSED if config.get(key)]
     if config.get("bias", "none") != "none":
         refused.append("bias")
