@@ -84,5 +84,9 @@ def load_settings() -> Settings:
 
 
 def command_environment() -> dict[str, str]:
-    """The environment of a subprocess: ours, with output that arrives line by line."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    """The environment of a subprocess: ours, with output that arrives line by line.
+
+    OpenMP's workers sleep between products instead of spinning: training loses nothing by it, and the page and the chat
+    of the same machine keep their cores.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

@@ -33,8 +33,8 @@ class LoraLinear(nn.Module):
         """x is (..., d_in); returns (..., d_out)."""
         y: Tensor = self.base(x)
         x = F.dropout(x, self.dropout, self.training)
-        low = F.linear(x, self.lora_A.to(x.dtype))  # (..., r)
-        return y + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+        low = self.scale * F.linear(x, self.lora_A.to(x.dtype))  # (..., r): the scale is cheapest where the tensor is thin
+        return y + F.linear(low, self.lora_B.to(x.dtype))
 
 
 def initial_a(rank: int, d_in: int, init: Init, generator: torch.Generator) -> Tensor:
