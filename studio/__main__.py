@@ -16,7 +16,7 @@ import typer
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
-    from storage.records import EventRecord, JobRecord
+    from storage.records import BaseRecord, EventRecord, JobRecord
     from studio.services import Studio
 
 app = typer.Typer(help="Train, keep and chat with QLoRA adapters on one shared base model.", no_args_is_help=True, add_completion=False)
@@ -86,8 +86,8 @@ def base_fetch(
 def base_list(as_json: Json = False) -> None:
     """List the bases that are stored."""
     with opened() as studio:
-        values = [asdict(r) | {"path": str(studio.bases.path(r))} for r in studio.bases.all()]
-        show_all("bases", values, as_json, lambda v: f"{v['name']}  {v['size_bytes'] / 2**20:,.0f} MB  {v['source']}")
+        values = [asdict(r) | {"base": r.name, "path": str(studio.bases.path(r)), "cost": _cost_of(r)} for r in studio.bases.all()]
+        show_all("bases", values, as_json, lambda v: f"{v['name']}  {v['size_bytes'] / 2**20:,.0f} MB  {v['source']}  {v['cost']}")
 
 
 @dataset_app.command("add")
@@ -308,6 +308,12 @@ def demo() -> None:
             for name in ("base", job.adapter_name):
                 reply = studio.reply([{"role": "user", "content": prompt}], name, max_tokens=64, temperature=0.0)
                 typer.echo(f"{name} (swap {reply.stamp.swap_ms:.1f} ms): {reply.text}")
+
+
+def _cost_of(base: "BaseRecord") -> str:
+    from studio.bases.cost import cost_sentence
+
+    return cost_sentence(base.quantization_loss, "nf4")
 
 
 def _print_event(event: "EventRecord") -> None:

@@ -1,6 +1,7 @@
 """Names that people give to datasets and adapters: labels, never paths."""
 
 import unicodedata
+from collections.abc import Sequence
 
 from studio.errors import InvalidInput
 
@@ -24,3 +25,9 @@ def checked_name(kind: str, name: str) -> str:
     if clean.lower() in RESERVED:
         raise InvalidInput(f"The name {clean!r} means the base model itself; choose another for the {kind}.")
     return clean
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first of some names, for a message that says what there is instead."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return (shown + (", …" if len(names) > most else "")) or "none yet"

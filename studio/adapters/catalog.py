@@ -10,7 +10,7 @@ from storage.records import AdapterRecord, BaseRecord
 from storage.repositories import Adapters
 from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound, OutOfSpace
 from studio.lora.files import AdapterWeights, BadAdapter, read_adapter
-from studio.names import checked_name
+from studio.names import checked_name, listed
 
 
 class AdapterCatalog:
@@ -37,7 +37,7 @@ class AdapterCatalog:
         try:
             return self.records.get(name_or_id)
         except RecordNotFound:
-            names = ", ".join(repr(r.name) for r in self.all()[:8]) or "none yet"
+            names = listed([record.name for record in self.all()])
             raise NotFound(f"There is no adapter named {name_or_id!r}; there are {names}.") from None
 
     def path(self, record: AdapterRecord) -> Path:

@@ -11,7 +11,7 @@ from studio.bases.cost import measure_cost
 from studio.bases.fingerprint import fingerprint
 from studio.bases.sources import HUB_ID, STARTER_REPOSITORY, Say, copy_folder, download_from_hub, unpack_starter_wheel
 from studio.errors import BaseUnavailable, InvalidInput, NameTaken, NotFound, OutOfSpace
-from studio.names import checked_name
+from studio.names import checked_name, listed
 from studio.settings import STARTER_BASE
 
 
@@ -69,7 +69,7 @@ class BaseCatalog:
         try:
             return self.records.get(name_or_id)
         except RecordNotFound:
-            names = ", ".join(repr(r.name) for r in self.all()[:8]) or "none yet"
+            names = listed([record.name for record in self.all()])
             raise NotFound(
                 f"There is no base named {name_or_id!r}; there are {names}. Fetch one: python -m studio base fetch {name_or_id}."
             ) from None

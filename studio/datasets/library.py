@@ -17,7 +17,7 @@ from storage.repositories import Datasets
 from studio.datasets.forms import Conversation, Form, find_form, read_mapping, rename_columns
 from studio.datasets.reading import RowError, read_rows
 from studio.errors import InvalidInput, NameTaken, NotFound, OutOfSpace
-from studio.names import checked_name
+from studio.names import checked_name, listed
 
 ROWS_FILE = "rows.arrow"
 SAMPLES = Path(__file__).parent / "samples"
@@ -111,7 +111,7 @@ class DatasetLibrary:
         try:
             return self.records.get(name_or_id)
         except RecordNotFound:
-            names = ", ".join(repr(r.name) for r in self.all()[:8]) or "none yet"
+            names = listed([record.name for record in self.all()])
             raise NotFound(f"There is no dataset named {name_or_id!r}; there are {names}.") from None
 
     def rows_path(self, record: DatasetRecord) -> Path:
