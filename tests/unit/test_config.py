@@ -22,6 +22,11 @@ NUMBERS = [name for name, field in TrainConfig.model_fields.items() if field.ann
 CHOICES = [name for name in TrainConfig.model_fields if field_choices(name)]
 
 
+def written(bound: float) -> str:
+    """A bound as a person reads it: 1,048,576 and not 1.04858e+06."""
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+
+
 @pytest.mark.parametrize("name", TrainConfig.model_fields)
 def test_every_option_has_a_line_of_help(name: str) -> None:
     help_ = field_help(name)
@@ -33,7 +38,7 @@ def test_every_option_is_a_number_with_a_range_a_choice_or_the_targets() -> None
     for name in NUMBERS:
         low, high = field_range(name)
         assert low is not None and high is not None and low < high
-        assert f"Range {low:g} to {high:g}." in field_help(name)
+        assert f"Range {written(low)} to {written(high)}." in field_help(name)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -69,7 +74,7 @@ def test_a_value_out_of_range_says_the_option_the_value_and_the_range(name: str)
         with pytest.raises(InvalidInput) as caught:
             make_config(overrides={name: value})
         message = str(caught.value)
-        assert message.startswith(f"The option {name} is {value!r}: ") and f"Range {low:g} to {high:g}." in message
+        assert message.startswith(f"The option {name} is {value!r}: ") and f"Range {written(low)} to {written(high)}." in message
 
 
 @pytest.mark.parametrize("name", NUMBERS)
