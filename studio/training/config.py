@@ -79,7 +79,12 @@ def field_help(name: str) -> str:
     """One line about a field: what it is and its range."""
     description = TrainConfig.model_fields[name].description or ""
     low, high = field_range(name)
-    return description + (f" Range {low:g} to {high:g}." if low is not None and high is not None else "")
+    return description + (f" Range {_digits(low)} to {_digits(high)}." if low is not None and high is not None else "")
+
+
+def _digits(bound: float) -> str:
+    """ "1,048,576" where `:g` would say 1.04858e+06."""
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def field_range(name: str) -> tuple[float | None, float | None]:

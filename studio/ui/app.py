@@ -105,6 +105,7 @@ def wire(page: Page, studio: "Studio") -> None:
     for name, tab in tabs.items():
         tab.select(lambda name=name: name, None, page.opened, **QUIET).then(**tick)
     page.pulse.tick(**tick)
+    page.chat.talk.change(**tick)  # the first reply loads the base
     page.train.start.click(lambda: gr.Timer(active=True), None, page.pulse, **QUIET)
     page.demo.load(events.follow_link, None, [page.tabs, page.chat.adapter, page.link], **QUIET)
     page.demo.load(**tick)

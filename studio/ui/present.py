@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 BASE_LABEL = "Base model"
 FORM_NAMES = {"messages": "conversations", "prompt-completion": "prompt and completion", "instruction": "instructions"}
 STATE_NAMES = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
+METRIC_NAMES = {
+    "trained_tokens": "tokens learned from",
+    "seconds": "time of the loop",
+    "tokens_per_s": "speed",
+    "train_loss": "training loss at the end",
+    "eval_loss_before": "held-out loss before",
+    "eval_loss": "held-out loss after",
+    "peak_rss_mb": "peak memory",
+    "truncated": "rows cut",
+    "dropped": "rows left out",
+}
 LOG_LINES = 30
 CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
@@ -416,14 +427,14 @@ def adapter_detail(record: "AdapterRecord", base: str, dataset: str, drawing: st
         ("trained", time_tag(record.created_at, now)),
         ("studio version", esc(record.code_version)),
     ]
-    metrics = [(key.replace("_", " "), _metric(key, value)) for key, value in record.metrics.items()]
+    metrics = [(METRIC_NAMES.get(key, key.replace("_", " ")), _metric(key, value)) for key, value in record.metrics.items()]
     config = [(key.replace("_", " "), esc(_plain_number(value))) for key, value in record.config.items()]
     parts = [("Lineage", lineage), ("What training measured", metrics), ("How it was trained", config)]
     return drawing + "".join(f'<h4 class="as-section">{title}</h4>{facts(pairs)}' for title, pairs in parts)
 
 
 def _hash(digest: str) -> str:
-    return f'<code title="{esc(digest)}">{esc(digest[:16])}…</code>' if digest else "unknown"
+    return f'<code title="{esc(digest)}">{esc(digest[:12])}…</code>' if digest else "unknown"
 
 
 def _metric(key: str, value: Any) -> str:
@@ -432,7 +443,7 @@ def _metric(key: str, value: Any) -> str:
     formats: dict[str, Any] = {"seconds": duration, "tokens_per_s": "{:,.0f} tokens/s".format, "peak_rss_mb": "{:,} MB".format}
     if key in formats:
         return str(formats[key](value))
-    return f"{value:.3f} nats a token" if isinstance(value, float) else esc(f"{value:,}" if isinstance(value, int) else str(value))
+    return f"{value:.3f} nats" if isinstance(value, float) else esc(f"{value:,}" if isinstance(value, int) else str(value))
 
 
 # Chat

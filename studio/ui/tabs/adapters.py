@@ -67,7 +67,7 @@ def _build_detail() -> dict[str, Any]:
         delete = gr.Button("Delete", elem_id="adapter-delete", elem_classes="as-quiet", min_width=80)
         file = gr.DownloadButton("Save the file", visible="hidden", elem_id="adapter-file")
     with gr.Group(visible=False, elem_classes="as-confirm", elem_id="adapter-naming") as naming:
-        new_name = gr.Textbox(label="New name", max_lines=1, elem_id="adapter-new-name")
+        new_name = gr.Textbox("", label="New name", max_lines=1, elem_id="adapter-new-name")
         with gr.Row(elem_classes="as-actions"):
             rename_yes = gr.Button("Rename it", elem_id="adapter-rename-yes", min_width=80)
             rename_no = gr.Button("Leave it", elem_id="adapter-rename-no", elem_classes="as-quiet", min_width=80)

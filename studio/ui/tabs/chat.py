@@ -71,7 +71,7 @@ def _transcript(elem_id: str, label: str, prompts: tuple[str, ...]) -> gr.Chatbo
         elem_id=elem_id,
         elem_classes="as-chat",
         height="max(300px, calc(100vh - 480px))",
-        buttons=["copy"],
+        buttons=[],
         feedback_options=None,
         layout="bubble",
         placeholder=placeholder,
@@ -83,7 +83,7 @@ def _build_composer() -> dict[str, Any]:
     with gr.Row(elem_classes="as-composer", elem_id="chat-composer"):
         adapter = gr.Dropdown([(present.BASE_LABEL, BASE)], value=BASE, label="Adapter", elem_id="chat-adapter", scale=3, min_width=180)
         prompt = gr.Textbox(
-            label="Message", placeholder="Ask something", lines=1, max_lines=6, elem_id="chat-message", scale=8, min_width=240
+            "", label="Message", placeholder="Ask something", lines=1, max_lines=6, elem_id="chat-prompt", scale=8, min_width=240
         )
         send = gr.Button("Send", variant="primary", elem_id="chat-send", scale=0, min_width=96)
         stop = gr.Button("Stop", visible=False, elem_id="chat-stop", scale=0, min_width=96)
@@ -91,7 +91,9 @@ def _build_composer() -> dict[str, Any]:
         compare = gr.Checkbox(label="Compare with base", elem_id="chat-compare", container=False, min_width=160, scale=0)
         fresh = gr.Button("New conversation", elem_id="chat-new", elem_classes="as-quiet", min_width=150, scale=0)
     with gr.Accordion("More", open=False, elem_id="chat-more"):
-        system = gr.Textbox(label="System prompt", info="What the model is told before the conversation.", lines=2, elem_id="chat-system")
+        system = gr.Textbox(
+            "", label="System prompt", info="What the model is told before the conversation.", lines=2, elem_id="chat-system"
+        )
         with gr.Row(elem_classes="as-grid"):
             temperature = gr.Slider(
                 0, 2, 0.7, step=0.05, label="Temperature", info="0 always takes the likeliest token.", elem_id="chat-temperature"
@@ -228,8 +230,9 @@ def wire(page: Page, studio: "Studio") -> None:
     outputs = [*panes, tab.talk, tab.prompt, tab.send, tab.stop, tab.fresh, tab.trouble]
     speak: dict[str, Any] = {"fn": events.speak, "inputs": inputs, "outputs": outputs, "concurrency_limit": None, **QUIET}
     tab.tab.select(events.refresh, tab.adapter, [tab.adapter, tab.trouble, *heads], **QUIET)
-    gr.on([tab.send.click, tab.prompt.submit], **speak)
-    tab.panes[SINGLE].example_select(_example, None, tab.prompt, **QUIET).then(**speak)
+    ready: dict[str, Any] = {"fn": _ready, "inputs": None, "outputs": [tab.send, tab.stop, tab.fresh], **QUIET}
+    gr.on([tab.send.click, tab.prompt.submit], **speak).then(**ready)
+    tab.panes[SINGLE].example_select(_example, None, tab.prompt, **QUIET).then(**speak).then(**ready)
     tab.stop.click(events.stop, None, None, concurrency_limit=None, **QUIET)
     tab.adapter.change(events.heads, tab.adapter, heads, **QUIET)
     tab.compare.change(lambda on: (gr.Column(visible=not on), gr.Row(visible=on)), tab.compare, [tab.alone, tab.pair], **QUIET)
@@ -239,3 +242,8 @@ def wire(page: Page, studio: "Studio") -> None:
 
 def _example(event: gr.SelectData) -> str:
     return str(event.value["text"])
+
+
+def _ready() -> tuple[Any, Any, Any]:
+    """Whatever ended a reply, the next message can be sent."""
+    return gr.Button(visible=True), gr.Button(visible=False), gr.Button(interactive=True)

@@ -83,12 +83,13 @@ def build() -> DatasetsTab:
 def _build_form() -> dict[str, Any]:
     html('<h3 class="as-panel-title">Add a dataset</h3>')
     upload = gr.File(label="File (.jsonl, .json or .csv)", file_types=[".jsonl", ".json", ".csv"], height=132, elem_id="dataset-file")
-    name = gr.Textbox(label="Name", info="The file's name where left empty.", max_lines=1, elem_id="dataset-name")
+    name = gr.Textbox("", label="Name", info="The file's name where left empty.", max_lines=1, elem_id="dataset-name")
     with gr.Accordion("What a file may look like", open=False, elem_id="dataset-examples"):
         gr.Markdown(EXAMPLES)
     with gr.Accordion("More", open=False, elem_id="dataset-more"):
         form = gr.Dropdown(FORMATS, value="auto", label="Format", info="The columns tell it, as a rule.", elem_id="dataset-format")
         mapping = gr.Textbox(
+            "",
             label="Columns",
             info="Where they are named otherwise: role=column, with commas between.",
             placeholder="prompt=question, completion=answer",

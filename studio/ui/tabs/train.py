@@ -67,7 +67,7 @@ def build() -> TrainTab:
 
 def _build_form() -> dict[str, Any]:
     dataset = gr.Dropdown([], label="Dataset", info="What the adapter learns from.", elem_id="train-dataset")
-    name = gr.Textbox(label="Adapter name", placeholder="Angry bird", max_lines=1, elem_id="train-name")
+    name = gr.Textbox("", label="Adapter name", placeholder="Angry bird", max_lines=1, elem_id="train-name")
     preset = gr.Radio(
         [(f"{key.capitalize()}: {preset_line(key)}", key) for key in PRESETS],
         value=DEFAULT_PRESET,
@@ -83,7 +83,7 @@ def _build_form() -> dict[str, Any]:
     start = gr.Button("Start training", variant="primary", elem_id="train-start")
     message = html(elem_id="train-message")
     command = gr.Textbox(
-        label="The same as a command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command", elem_classes="as-command"
+        "", label="The same as a command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command", elem_classes="as-command"
     )
     return {
         "dataset": dataset,

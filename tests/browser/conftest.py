@@ -1,0 +1,41 @@
+"""One studio with the real starter base for all browser tests, and a fresh browser page for each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.browser.running import NoBrowser, running_app, running_browser
+
+
+@pytest.fixture(scope="session")
+def app_url(starter_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a studio with a home of its own."""
+    named = tmp_path_factory.mktemp("base") / "SmolLM2-135M-Instruct"  # a base is named by its folder
+    named.symlink_to(starter_base, target_is_directory=True)
+    with running_app(tmp_path_factory.mktemp("home"), STUDIO_BASE=str(named)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    try:
+        with running_browser() as browser:
+            yield browser
+    except NoBrowser as error:
+        pytest.fail(str(error))
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of 1280 pixels. Errors that the browser reports fail the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+    assert not errors
