@@ -20,6 +20,8 @@ FORMATS = [
     ("Instruction", "instruction"),
 ]
 PAGE_ROWS = 3
+# In the browser, so that it never comes after what somebody types meanwhile.
+SUGGEST_NAME = "(file, name) => name.trim() || !file ? name : file.orig_name.replace(/\\.[^.]*$/, '')"
 EXAMPLES = """
 One row is one example. The file is `.jsonl` (one object a line), `.json` (a list of objects) or `.csv` (a header, then rows), in UTF-8.
 
@@ -138,10 +140,6 @@ class _Events:
     def __init__(self, studio: "Studio") -> None:
         self.studio = studio
 
-    def name_of_file(self, upload: str | None, name: str) -> Any:
-        """Suggest the file's stem, never over what somebody typed."""
-        return Path(upload).stem if upload and not name.strip() else gr.skip()
-
     def add(self, upload: str | None, name: str, form: str, mapping: str, chosen: str) -> tuple[Any, ...]:
         """Add the file. The inputs stay where something is wrong with them."""
         if not upload:
@@ -191,7 +189,7 @@ def wire(page: Page, studio: "Studio") -> None:
     tab, events = page.datasets, _Events(studio)
     shown = [tab.library, tab.detail, tab.head, tab.preview, tab.paging, tab.previous, tab.following, tab.confirm]
     show: dict[str, Any] = {"fn": events.show, "inputs": [tab.chosen, tab.offset], "outputs": shown, **QUIET}
-    tab.upload.change(events.name_of_file, [tab.upload, tab.name], tab.name, **QUIET)
+    tab.upload.change(None, [tab.upload, tab.name], tab.name, js=SUGGEST_NAME, **QUIET)
     adding = tab.add.click(
         events.add,
         [tab.upload, tab.name, tab.form, tab.mapping, tab.chosen],
