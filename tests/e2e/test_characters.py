@@ -53,6 +53,12 @@ def studio(starter_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     studio.close()
 
 
+def ask_all(studio: Studio, adapter: str) -> list[str]:
+    """Answers to every prompt, decoded together."""
+    asked = [studio.stream([{"role": "user", "content": p}], adapter, max_tokens=48, temperature=0.0) for p in PROMPTS]
+    return ["".join(stream) for stream in asked]
+
+
 def ask(studio: Studio, adapter: str, prompt: str) -> str:
     return studio.reply([{"role": "user", "content": prompt}], adapter, max_tokens=48, temperature=0.0).text
 
@@ -67,14 +73,14 @@ def test_the_prompts_are_in_no_training_row(studio: Studio) -> None:
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", MARKERS)
 def test_a_character_is_told_from_the_others(studio: Studio, name: str) -> None:
-    answers = [ask(studio, name, prompt) for prompt in PROMPTS]
+    answers = ask_all(studio, name)
     right = sum(speakers(answer) == {name} for answer in answers)
     print(f"\n{name}: {right}/{len(PROMPTS)}", *answers, sep="\n  ")
     assert right >= 10
 
 
 def test_the_base_speaks_as_none_of_them(studio: Studio) -> None:
-    answers = [ask(studio, "base", prompt) for prompt in PROMPTS]
+    answers = ask_all(studio, "base")
     assert sum(bool(speakers(answer)) for answer in answers) <= 1
 
 
