@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from studio.errors import StudioError
 
@@ -335,10 +336,19 @@ def _job_result(job: "JobRecord") -> dict[str, Any]:
 def main() -> None:
     """Run a command; a user's mistake is one sentence and status 2."""
     try:
-        app()
+        status = app(standalone_mode=False)
     except StudioError as error:
         say(str(error))
-        sys.exit(2)
+        status = 2
+    except TyperException as error:  # an unknown option, a missing argument
+        if text := error.format_message().rstrip("."):  # nothing where the help itself was the answer
+            say(f"{text}; see: python -m studio --help.")
+        status = 2
+    except typer.Abort:
+        say("Interrupted.")
+        status = 130
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":
