@@ -12,6 +12,7 @@ from studio.services import Studio
 from studio.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+ORDER = ("unit", "integration", "gpu", "e2e", "browser")  # what fails soonest comes first
 MARKED = ("integration", "e2e", "browser")
 
 
@@ -20,6 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.parent.name
         if folder in MARKED:
             item.add_marker(folder)
+    items.sort(key=lambda item: ORDER.index(item.path.parent.name))
 
 
 @pytest.fixture(scope="session")
