@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -18,6 +19,7 @@ from studio import __version__
 from studio.errors import StudioError
 from studio.ui import present
 from studio.ui.curve import Curves
+from studio.ui.origin import SameOrigin
 from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, Page, html, voices
 from studio.ui.tabs import adapters, chat, datasets, train
 from studio.ui.theme import CSS, HEAD, make_theme
@@ -38,7 +40,7 @@ def serve(settings: "Settings") -> None:
     from studio.services import Studio
 
     check_address(settings.host, settings.port)
-    stop = stop_on_signals()
+    exit_on_signals()
     studio = Studio(settings)
     try:
         studio.ensure_base(say)
@@ -47,9 +49,9 @@ def serve(settings: "Settings") -> None:
         demo = build_page(studio)
         try:
             launch(demo, settings)
-            stop.wait()
+            threading.Event().wait()
         finally:
-            demo.close()
+            demo.close(verbose=False)
     finally:
         studio.close()
 
@@ -133,7 +135,7 @@ def launch(demo: gr.Blocks, settings: "Settings") -> None:
                 footer_links=[],
                 max_file_size=settings.max_upload_bytes,
                 allowed_paths=[str(settings.home / "exports")],
-                app_kwargs={"routes": [Route("/healthz", health)]},
+                app_kwargs={"routes": [Route("/healthz", health)], "middleware": [Middleware(SameOrigin)]},
                 theme=make_theme(),
                 css=CSS,
                 head=HEAD,
@@ -149,7 +151,7 @@ def announce(local_url: str, public_url: str | None, wanted_public: bool, gradio
     if public_url:
         say(f"Public link: {public_url}")
     elif wanted_public:
-        reason = " ".join(gradio_said.split()) or "Gradio gave no reason"
+        reason = " ".join(gradio_said.split()).partition(" This can happen")[0].rstrip(".") or "Gradio gave no reason"
         say(f"No public link could be had ({reason}); the studio runs on {local}")
         return
     say(f"The studio runs on {local}")
@@ -177,18 +179,14 @@ def check_address(host: str, port: int) -> None:
         raise StudioError(f"The page cannot be served on {host}:{port} ({why}); choose another with STUDIO_PORT or STUDIO_HOST.") from None
 
 
-def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set, so that everything is closed in order; a second one stops at once."""
-    stop = threading.Event()
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGINT leave the program through its `finally` blocks, at whatever point it is."""
 
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise SystemExit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
-    return stop
+        signal.signal(number, leave)
 
 
 def say(text: str) -> None:

@@ -120,7 +120,7 @@ def glyph(sha256: str, cell_px: int = 4) -> str:
 
 
 def button(label: str, action: str, record_id: str = "", *, look: str = "plain", about: str = "") -> str:
-    """A button inside a fragment. `about` tells a screen reader what it acts on; looks: plain, quiet."""
+    """A button inside a fragment. `about` tells a screen reader what it acts on; looks: plain, quiet, chip."""
     spoken = f' aria-label="{esc(label.rstrip(" →"))}: {esc(about)}"' if about else ""
     return (
         f'<button type="button" class="as-button as-button-{look}" data-action="{action}" data-id="{esc(record_id)}"{spoken}>'
@@ -466,6 +466,12 @@ def stamp_line(stamp: "Stamp") -> str:
     ]
     style = f' style="--hue:{hue(stamp.adapter_sha256)}"' if stamp.adapter_sha256 else ""
     return f'<div class="as-stamp"{style}>{glyph(stamp.adapter_sha256, 3)}{dots(parts)}</div>'
+
+
+def chips(label: str, prompts: Iterable[str]) -> str:
+    """Messages to begin with."""
+    buttons = "".join(button(prompt, "ask", prompt, look="chip") for prompt in prompts)
+    return f'<div class="as-chips" role="group" aria-label="{esc(label)}">{buttons}</div>'
 
 
 def voice_label(name: str, sha256: str) -> str:

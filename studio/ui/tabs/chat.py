@@ -9,7 +9,7 @@ import gradio as gr
 from studio.errors import InvalidInput, NotFound, StudioError
 from studio.ui import present
 from studio.ui.conversation import LEFT, RIGHT, SINGLE, Talk, Turn, empty_talk, paced, to_model
-from studio.ui.page import CHAT, QUIET, TRAIN, Page, fragment, html, voices
+from studio.ui.page import CHAT, QUIET, TRAIN, Page, action, fragment, html, voices
 
 if TYPE_CHECKING:
     from studio.chat.service import Stream
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BASE = "base"
 PROMPTS = ("Who are you?", "What is the capital of Italy?", "Tell me a joke.", "What should I cook tonight?")
 PANES = (SINGLE, LEFT, RIGHT)
+SAY_SOMETHING = "### Say something\nto the base, or to an adapter that you choose below"
 LOADING = "*The base model is being loaded into memory. This takes some seconds, once.*"
 
 
@@ -28,6 +29,7 @@ class ChatTab:
     tab: gr.Tab
     trouble: gr.HTML
     panes: dict[str, gr.Chatbot]
+    prompts: gr.HTML
     alone: gr.Column
     pair: gr.Row
     heads: dict[str, gr.HTML]
@@ -51,31 +53,30 @@ def build() -> ChatTab:
         html(present.heading("Talk to it", "Change the adapter whenever you like; every reply says who wrote it."))
         trouble = fragment(elem_id="chat-trouble")
         with gr.Column(elem_id="chat-alone") as alone:
-            panes = {SINGLE: _transcript("chat", "Conversation", PROMPTS)}
+            panes = {SINGLE: _transcript("chat", "Conversation", SAY_SOMETHING)}
+            prompts = fragment(present.chips("Try one of these", PROMPTS), elem_id="chat-prompts")
         with gr.Row(visible=False, elem_id="chat-pair") as pair:
             heads = {}
             for pane, label in ((LEFT, "The base answers"), (RIGHT, "The adapter answers")):
                 with gr.Column(min_width=280):
                     heads[pane] = html(elem_id=f"chat-{pane}-head")
-                    panes[pane] = _transcript(f"chat-{pane}", label, ())
+                    panes[pane] = _transcript(f"chat-{pane}", label, "Both get the same message.")
         composer = _build_composer()
         talk = gr.State(empty_talk())
-    return ChatTab(tab=tab, trouble=trouble, panes=panes, alone=alone, pair=pair, heads=heads, talk=talk, **composer)
+    return ChatTab(tab=tab, trouble=trouble, panes=panes, prompts=prompts, alone=alone, pair=pair, heads=heads, talk=talk, **composer)
 
 
-def _transcript(elem_id: str, label: str, prompts: tuple[str, ...]) -> gr.Chatbot:
-    placeholder = "### Say something" if prompts else "Both get the same message."
+def _transcript(elem_id: str, label: str, placeholder: str) -> gr.Chatbot:
     return gr.Chatbot(
         label=label,
         show_label=False,
         elem_id=elem_id,
         elem_classes="as-chat",
-        height="max(300px, calc(100vh - 480px))",
+        height="max(300px, calc(100vh - 524px))",
         buttons=[],
         feedback_options=None,
         layout="bubble",
         placeholder=placeholder,
-        examples=[{"text": prompt} for prompt in prompts] or None,
     )
 
 
@@ -232,7 +233,7 @@ def wire(page: Page, studio: "Studio") -> None:
     tab.tab.select(events.refresh, tab.adapter, [tab.adapter, tab.trouble, *heads], **QUIET)
     ready: dict[str, Any] = {"fn": _ready, "inputs": None, "outputs": [tab.send, tab.stop, tab.fresh], **QUIET}
     gr.on([tab.send.click, tab.prompt.submit], **speak).then(**ready)
-    tab.panes[SINGLE].example_select(_example, None, tab.prompt, **QUIET).then(**speak).then(**ready)
+    tab.prompts.act(_example, None, tab.prompt, **QUIET).then(**speak).then(**ready)
     tab.stop.click(events.stop, None, None, concurrency_limit=None, **QUIET)
     tab.adapter.change(events.heads, tab.adapter, heads, **QUIET)
     tab.compare.change(lambda on: (gr.Column(visible=not on), gr.Row(visible=on)), tab.compare, [tab.alone, tab.pair], **QUIET)
@@ -240,8 +241,8 @@ def wire(page: Page, studio: "Studio") -> None:
     tab.trouble.act(lambda: gr.Tabs(selected=TRAIN), None, page.tabs, **QUIET)
 
 
-def _example(event: gr.SelectData) -> str:
-    return str(event.value["text"])
+def _example(event: gr.EventData) -> str:
+    return action(event)[1]
 
 
 def _ready() -> tuple[Any, Any, Any]:

@@ -22,23 +22,17 @@ FORMATS = [
 PAGE_ROWS = 3
 # In the browser, so that it never comes after what somebody types meanwhile.
 SUGGEST_NAME = "(file, name) => name.trim() || !file ? name : file.orig_name.replace(/\\.[^.]*$/, '')"
-EXAMPLES = """
-One row is one example. The file is `.jsonl` (one object a line), `.json` (a list of objects) or `.csv` (a header, then rows), in UTF-8.
-
-**Conversations**: `messages`, turns of user and assistant, with a system turn first if you like
-```json
-{"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A bird."}]}
-```
-**Prompt and completion**: two fields or two columns
-```text
-prompt,completion
-Who are you?,A bird.
-```
-**Instruction**: `instruction`, `output`, and `input` where there is something to work on
-```json
-{"instruction": "Summarise.", "input": "A long text …", "output": "A short one."}
-```
-"""
+EXAMPLES = """<div class="as-examples">
+<p>One row is one example. A .jsonl file has one object a line, a .json file a list of objects, a .csv file a header and rows;
+all are UTF-8.</p>
+<p><b>Conversations</b>: messages, by user and assistant in turn, after a system turn if you like</p>
+<pre>{"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A bird."}]}</pre>
+<p><b>Prompt and completion</b>: two fields, or two columns</p>
+<pre>prompt,completion
+Who are you?,A bird.</pre>
+<p><b>Instruction</b>: instruction, output, and input where there is something to work on</p>
+<pre>{"instruction": "Summarise.", "input": "A long text …", "output": "A short one."}</pre>
+</div>"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def _build_form() -> dict[str, Any]:
     upload = gr.File(label="File (.jsonl, .json or .csv)", file_types=[".jsonl", ".json", ".csv"], height=132, elem_id="dataset-file")
     name = gr.Textbox("", label="Name", info="The file's name where left empty.", max_lines=1, elem_id="dataset-name")
     with gr.Accordion("What a file may look like", open=False, elem_id="dataset-examples"):
-        gr.Markdown(EXAMPLES)
+        html(EXAMPLES)
     with gr.Accordion("More", open=False, elem_id="dataset-more"):
         form = gr.Dropdown(FORMATS, value="auto", label="Format", info="The columns tell it, as a rule.", elem_id="dataset-format")
         mapping = gr.Textbox(

@@ -59,7 +59,7 @@ def build() -> TrainTab:
         with gr.Row(elem_classes="as-columns"):
             with gr.Column(scale=6, min_width=300, elem_classes="as-panel"):
                 form = _build_form()
-            with gr.Column(scale=6, min_width=300):
+            with gr.Column(scale=6, min_width=300, elem_id="train-live"):
                 live = _build_live()
         states = {"running_id": gr.State(""), "shown": gr.State({})}
     return TrainTab(tab=tab, try_it=try_it, try_button=try_button, trouble=trouble, **states, **form, **live)
@@ -269,7 +269,7 @@ def wire(page: Page, studio: "Studio") -> None:
         "outputs": [tab.running, tab.running_id, tab.cancel, tab.waiting, tab.history],
         **QUIET,
     }
-    command: dict[str, Any] = {"fn": events.command, "inputs": form, "outputs": tab.command, **QUIET}
+    command: dict[str, Any] = {"fn": events.command, "inputs": form, "outputs": tab.command, "concurrency_limit": 1, **QUIET}
     cost: dict[str, Any] = {"fn": events.cost, "inputs": [tab.base, tab.fields["quantization"]], "outputs": tab.cost, **QUIET}
     chat = [page.tabs, page.chat.adapter]
     refreshed = [tab.dataset, tab.base, tab.trouble, tab.start, tab.try_it]
@@ -277,9 +277,9 @@ def wire(page: Page, studio: "Studio") -> None:
     tab.tab.select(**refresh).then(**command).then(**cost)
     tab.tab.select(**live)
     tab.preset.change(events.preset_values, tab.preset, fields, **QUIET).then(**command).then(**cost)
-    gr.on([tab.dataset.input, tab.name.input, tab.base.input, *(f.input for f in fields)], trigger_mode="always_last", **command)
+    gr.on([tab.dataset.input, tab.name.input, tab.base.input, *(f.input for f in fields)], trigger_mode="multiple", **command)
     gr.on([tab.base.input, tab.fields["quantization"].input], **cost)
-    tab.start.click(events.start, form, [tab.message, tab.name], **QUIET).then(**live).then(**refresh)
+    tab.start.click(events.start, form, [tab.message, tab.name], **QUIET).then(**live).then(**refresh).then(**command)
     tab.try_button.click(events.try_it, None, [page.trying, tab.message], **QUIET).then(**live).then(**refresh)
     tab.cancel.click(events.cancel, tab.running_id, tab.message, **QUIET).then(**live)
     tab.waiting.act(events.act, None, [tab.message, *chat], **QUIET).then(**live)
