@@ -269,7 +269,7 @@ def wire(page: Page, studio: "Studio") -> None:
         "outputs": [tab.running, tab.running_id, tab.cancel, tab.waiting, tab.history],
         **QUIET,
     }
-    command: dict[str, Any] = {"fn": events.command, "inputs": form, "outputs": tab.command, "concurrency_limit": 1, **QUIET}
+    command: dict[str, Any] = {"fn": events.command, "inputs": form, "outputs": tab.command, **QUIET}
     cost: dict[str, Any] = {"fn": events.cost, "inputs": [tab.base, tab.fields["quantization"]], "outputs": tab.cost, **QUIET}
     chat = [page.tabs, page.chat.adapter]
     refreshed = [tab.dataset, tab.base, tab.trouble, tab.start, tab.try_it]
@@ -277,7 +277,7 @@ def wire(page: Page, studio: "Studio") -> None:
     tab.tab.select(**refresh).then(**command).then(**cost)
     tab.tab.select(**live)
     tab.preset.change(events.preset_values, tab.preset, fields, **QUIET).then(**command).then(**cost)
-    gr.on([tab.dataset.input, tab.name.input, tab.base.input, *(f.input for f in fields)], trigger_mode="multiple", **command)
+    gr.on([tab.dataset.input, tab.name.input, tab.base.input, *(f.input for f in fields)], trigger_mode="always_last", **command)
     gr.on([tab.base.input, tab.fields["quantization"].input], **cost)
     tab.start.click(events.start, form, [tab.message, tab.name], **QUIET).then(**live).then(**refresh).then(**command)
     tab.try_button.click(events.try_it, None, [page.trying, tab.message], **QUIET).then(**live).then(**refresh)
