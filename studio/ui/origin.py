@@ -32,7 +32,7 @@ class SameOrigin:
 def is_foreign(headers: Headers) -> bool:
     """Whether a browser sent this for a page of another host."""
     origin = headers.get("origin")
-    host = headers.get("x-forwarded-host") or headers.get("host", "")
+    host = (headers.get("x-forwarded-host") or headers.get("host", "")).split(",")[0].strip()  # the first proxy's is the visitor's
     if origin is None or _name(host) in OWN_NAMES:
         return False
     return urlsplit(origin).netloc.lower() != host.lower()
