@@ -2,8 +2,8 @@
 
     python scripts/screenshots.py [--url URL | --home FOLDER] [--out FOLDER] [--readme]
 
-Without --url it starts the studio itself, on --home (STUDIO_HOME where left out). The README's picture shows a real
-conversation with the base and an adapter; where there is no adapter yet, the angry bird is trained first.
+Without --url it starts the studio itself, on --home (STUDIO_HOME where left out). The README's picture shows the
+base and an adapter in a real conversation; where there is no adapter yet, the angry bird is trained first.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from tests.browser.running import ask, choose, open_tab, running_app, running_br
 
 TABS = ("Datasets", "Train", "Adapters", "Chat")
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
+README_PROMPT = "What should I cook tonight?"
 SETTLE_MS = 1500
 TRAIN_MS = 1_800_000
 
@@ -43,18 +44,19 @@ def take_all(browser: Browser, url: str, out: Path) -> None:
 
 
 def take_readme(browser: Browser, url: str) -> None:
-    """The Chat tab with one question to the base and two to an adapter."""
-    page = browser.new_page(viewport={"width": 1280, "height": 860}, device_scale_factor=1.5)
+    """The Chat tab: the base and an adapter answer the same question."""
+    page = browser.new_page(viewport={"width": 1280, "height": 880}, device_scale_factor=1.5)
     name = first_adapter(page, url)
     open_tab(page, url, "Chat")
     page.locator("#chat-more").get_by_role("button", name="More").click()
-    for field, value in {"temperature": "0", "length": "64"}.items():
+    for field, value in {"length": "96", "seed": "5"}.items():
         page.locator(f"#chat-{field} input[type=number]").fill(value)
         page.locator(f"#chat-{field} input[type=number]").press("Tab")
     page.locator("#chat-more").get_by_role("button", name="More").click()
-    ask(page, "What is the capital of Italy?")
     choose(page, "chat-adapter", name)
-    ask(page, "And who are you?")
+    page.get_by_label("Compare with base").check()
+    ask(page, README_PROMPT, "chat-right")
+    page.mouse.move(0, 0)
     page.wait_for_timeout(SETTLE_MS)
     path = ROOT / "docs" / "images" / "studio.png"
     path.parent.mkdir(parents=True, exist_ok=True)
