@@ -326,12 +326,6 @@ def test_a_job_whose_dataset_was_deleted_meanwhile_cannot_be_retried_into_a_ridd
     assert "'Boy wizard'" in sentence and "deleted" in sentence
 
 
-def test_an_unknown_flag_is_told_without_a_traceback(shell: Shell) -> None:
-    for arguments in (["train", "--nope"], ["nope"], ["dataset", "show"], ["chat", "--max-tokens", "many", "Hello"]):
-        outcome = shell.run(*arguments)
-        assert outcome.status == 2 and outcome.out == "" and "Error" in outcome.err and "Traceback" not in outcome.err
-
-
 def test_a_bad_variable_is_told_with_its_name(shell: Shell) -> None:
     for name, value in (("STUDIO_QUANTIZATION", "int3"), ("STUDIO_PORT", "http"), ("STUDIO_LOG_LEVEL", "loud")):
         shell.monkeypatch.setenv(name, value)
