@@ -34,11 +34,11 @@ class AdaptersTab:
     file: gr.DownloadButton
     rename: gr.Button
     delete: gr.Button
-    naming: gr.Group
+    naming: gr.Column
     new_name: gr.Textbox
     rename_yes: gr.Button
     rename_no: gr.Button
-    confirm: gr.Group
+    confirm: gr.Column
     delete_yes: gr.Button
     delete_no: gr.Button
     facts: gr.HTML
@@ -66,12 +66,12 @@ def _build_detail() -> dict[str, Any]:
         rename = gr.Button("Rename", elem_id="adapter-rename", elem_classes="as-quiet", min_width=80)
         delete = gr.Button("Delete", elem_id="adapter-delete", elem_classes="as-quiet", min_width=80)
         file = gr.DownloadButton("Save the file", visible="hidden", elem_id="adapter-file")
-    with gr.Group(visible=False, elem_classes="as-confirm", elem_id="adapter-naming") as naming:
+    with gr.Column(visible=False, elem_classes="as-confirm", elem_id="adapter-naming") as naming:
         new_name = gr.Textbox("", label="New name", max_lines=1, elem_id="adapter-new-name")
         with gr.Row(elem_classes="as-actions"):
             rename_yes = gr.Button("Rename it", elem_id="adapter-rename-yes", min_width=80)
             rename_no = gr.Button("Leave it", elem_id="adapter-rename-no", elem_classes="as-quiet", min_width=80)
-    with gr.Group(visible=False, elem_classes="as-confirm", elem_id="adapter-confirm") as confirm:
+    with gr.Column(visible=False, elem_classes="as-confirm", elem_id="adapter-confirm") as confirm:
         html("<p>Delete this adapter? Its files are gone for good, unless you downloaded them.</p>")
         with gr.Row(elem_classes="as-actions"):
             delete_yes = gr.Button("Delete it", variant="stop", elem_id="adapter-delete-yes", min_width=80)
@@ -117,7 +117,7 @@ class _Events:
         return record.id, catalog, gr.Column(visible=True), present.adapter_head(record), facts, record.name, *self._closed()
 
     def _closed(self) -> tuple[Any, Any]:
-        return gr.Group(visible=False), gr.Group(visible=False)
+        return gr.Column(visible=False), gr.Column(visible=False)
 
     def _drawing(self, record: "AdapterRecord") -> str:
         """The loss curve of the job that made it, where that job is known."""
@@ -167,9 +167,9 @@ def wire(page: Page, studio: "Studio") -> None:
     tab.chat.click(lambda chosen: open_chat(studio, chosen), tab.chosen, [page.tabs, page.chat.adapter], **QUIET)
     made = tab.download.click(events.download, tab.chosen, [tab.message, tab.file], **QUIET)
     made.success(None, None, None, js=SAVE_FILE, **QUIET)
-    tab.rename.click(lambda: (gr.Group(visible=True), gr.Group(visible=False)), None, [tab.naming, tab.confirm], **QUIET)
-    tab.delete.click(lambda: (gr.Group(visible=False), gr.Group(visible=True)), None, [tab.naming, tab.confirm], **QUIET)
-    tab.rename_no.click(lambda: gr.Group(visible=False), None, tab.naming, **QUIET)
-    tab.delete_no.click(lambda: gr.Group(visible=False), None, tab.confirm, **QUIET)
+    tab.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [tab.naming, tab.confirm], **QUIET)
+    tab.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [tab.naming, tab.confirm], **QUIET)
+    tab.rename_no.click(lambda: gr.Column(visible=False), None, tab.naming, **QUIET)
+    tab.delete_no.click(lambda: gr.Column(visible=False), None, tab.confirm, **QUIET)
     gr.on([tab.rename_yes.click, tab.new_name.submit], events.rename, [tab.chosen, tab.new_name], tab.message, **QUIET).then(**show)
     tab.delete_yes.click(events.delete, tab.chosen, tab.message, **QUIET).then(**show)

@@ -57,7 +57,7 @@ class DatasetsTab:
     following: gr.Button
     train: gr.Button
     delete: gr.Button
-    confirm: gr.Group
+    confirm: gr.Column
     delete_yes: gr.Button
     delete_no: gr.Button
 
@@ -103,7 +103,7 @@ def _build_detail() -> dict[str, Any]:
         with gr.Row(elem_classes="as-actions"):
             train = gr.Button("Train on this →", elem_id="dataset-train", min_width=120)
             delete = gr.Button("Delete", elem_id="dataset-delete", elem_classes="as-quiet", min_width=80)
-        with gr.Group(visible=False, elem_classes="as-confirm", elem_id="dataset-confirm") as confirm:
+        with gr.Column(visible=False, elem_classes="as-confirm", elem_id="dataset-confirm") as confirm:
             html("<p>Delete this dataset? Its rows are gone for good; adapters that learned from it stay.</p>")
             with gr.Row(elem_classes="as-actions"):
                 delete_yes = gr.Button("Delete it", variant="stop", elem_id="dataset-delete-yes", min_width=80)
@@ -157,12 +157,12 @@ class _Events:
         record = next((r for r in records if r.id == chosen), None)
         library = present.dataset_list(records, chosen)
         if record is None:
-            return library, gr.Column(visible=False), "", "", "", gr.skip(), gr.skip(), gr.Group(visible=False)
+            return library, gr.Column(visible=False), "", "", "", gr.skip(), gr.skip(), gr.Column(visible=False)
         rows = self.studio.datasets.preview(record, offset, PAGE_ROWS)
         paging = present.page_of(offset, len(rows), record.rows)
         turn = gr.Button(interactive=offset > 0), gr.Button(interactive=offset + PAGE_ROWS < record.rows)
         preview = present.conversations(rows, offset)
-        return library, gr.Column(visible=True), present.dataset_head(record), preview, paging, *turn, gr.Group(visible=False)
+        return library, gr.Column(visible=True), present.dataset_head(record), preview, paging, *turn, gr.Column(visible=False)
 
     def delete(self, chosen: str) -> tuple[str, str]:
         """Delete the chosen dataset."""
@@ -195,8 +195,8 @@ def wire(page: Page, studio: "Studio") -> None:
     tab.library.act(events.act, tab.chosen, [tab.chosen, tab.offset], **QUIET).then(**show)
     tab.previous.click(lambda offset: max(0, offset - PAGE_ROWS), tab.offset, tab.offset, **QUIET).then(**show)
     tab.following.click(lambda offset: offset + PAGE_ROWS, tab.offset, tab.offset, **QUIET).then(**show)
-    tab.delete.click(lambda: gr.Group(visible=True), None, tab.confirm, **QUIET)
-    tab.delete_no.click(lambda: gr.Group(visible=False), None, tab.confirm, **QUIET)
+    tab.delete.click(lambda: gr.Column(visible=True), None, tab.confirm, **QUIET)
+    tab.delete_no.click(lambda: gr.Column(visible=False), None, tab.confirm, **QUIET)
     tab.delete_yes.click(events.delete, tab.chosen, [tab.message, tab.chosen], **QUIET).then(**show)
     tab.train.click(events.train_on, tab.chosen, [page.tabs, page.train.dataset], **QUIET)
     tab.tab.select(**show)
