@@ -70,7 +70,6 @@ def test_the_prompts_are_in_no_training_row(studio: Studio) -> None:
         assert len(asked) > 90 and not asked & {prompt.lower() for prompt in PROMPTS}
 
 
-@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", MARKERS)
 def test_a_character_is_told_from_the_others(studio: Studio, name: str) -> None:
     answers = ask_all(studio, name)
