@@ -10,10 +10,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page, expect
 from starlette.datastructures import Headers
 
 from studio.ui.origin import is_foreign
-from tests.browser.running import ROOT
+from tests.browser.running import ROOT, ask, open_tab, running_app
 
 
 def test_health_is_said_beside_the_page(app_url: str) -> None:
@@ -61,3 +62,15 @@ def test_an_address_that_cannot_be_had_is_one_sentence(tmp_path: Path, host: str
         result = subprocess.run([sys.executable, "app.py"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith(f"The page cannot be served on {host}:{port} (") and len(result.stderr.splitlines()) == 1
+
+
+def test_try_it_trains_the_angry_bird_and_opens_the_chat_on_it(page: Page, tiny_base: Path, tmp_path: Path) -> None:
+    """On a tiny base, so that the same 44 steps take seconds."""
+    with running_app(tmp_path / "home", STUDIO_BASE=str(tiny_base), STUDIO_QUANTIZATION="fp32") as url:
+        open_tab(page, url, "Train")
+        page.locator("#try-it-button").click()
+        expect(page.get_by_role("tab", name="Chat")).to_have_attribute("aria-selected", "true", timeout=300_000)
+        expect(page.locator("#chat-adapter input")).to_have_value("Angry bird")
+        reply = ask(page, "Who are you?")
+        expect(reply.locator(".as-stamp b")).to_have_text("Angry bird")
+        page.goto("about:blank")  # what the page still asks for would be refused once the studio stops
