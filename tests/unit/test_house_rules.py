@@ -22,6 +22,7 @@ HOLDERS = {
     "alembic": ("storage",),
     "transformers": ("studio.bases", "studio.chat"),
     "bitsandbytes": ("studio.bases", "studio.lora"),
+    "tensorboardX": ("studio.training",),
 }
 
 
