@@ -47,7 +47,9 @@ def studio(starter_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         assert job.state == "done", job.reason
         r = job.result
         losses = f"{r['eval_loss_before']:.2f} → {r['eval_loss']:.2f}"
-        print(f"\n{name}: {r['seconds']:.0f} s, {r['tokens_per_s']:.0f} tokens/s, {r['peak_rss_mb']} MB, {losses}")
+        assert job.started_at is not None and job.finished_at is not None
+        whole = f"{job.finished_at - job.started_at:.0f} s, of which {r['seconds']:.0f} s in the loop"
+        print(f"\n{name}: {whole}, {r['tokens_per_s']:.0f} tokens/s, {r['peak_rss_mb']} MB, {losses}")
     studio.worker.stop()
     yield studio
     studio.close()
