@@ -4,12 +4,23 @@ Only safetensors are read and no code of a repository is run.
 """
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
 from studio.errors import BaseUnavailable
 
-QUANTIZATIONS = ("nf4", "int8", "bf16", "fp32")
+QUANTIZATIONS = ("nf4", "fp4", "int8", "bf16", "fp32")
+FOUR_BIT = ("nf4", "fp4")
+
+
+_FIRST_IMPORT = threading.Lock()
+
+
+def import_transformers() -> None:
+    """Import the package, one thread at a time: a thread that comes meanwhile would not find its names."""
+    with _FIRST_IMPORT:
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
 def device_name() -> str:
@@ -23,12 +34,13 @@ def load_model(path: Path, quantization: str, name: str = "") -> Any:
     """A causal language model in eval mode with frozen weights.
 
     Args:
-        path: a folder with config.json and safetensors. quantization: nf4 (double quantization, bf16 compute),
-            int8 by row, bf16 or fp32. name: what the base is called where it cannot be loaded; the folder's where left out.
+        path: a folder with config.json and safetensors. quantization: nf4 or fp4 (double quantization, bf16
+            compute), int8 by row, bf16 or fp32. name: what the base is called where it cannot be loaded; the folder's where left out.
 
     Raises:
         BaseUnavailable: the folder is incomplete or the architecture is unknown.
     """
+    import_transformers()
     import torch
     import transformers
     from huggingface_hub.errors import StrictDataclassError
@@ -67,6 +79,7 @@ def load_tokenizer(path: Path, name: str = "") -> Any:
     Raises:
         BaseUnavailable: its files are missing or broken.
     """
+    import_transformers()
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
@@ -83,10 +96,10 @@ def _quantization_config(quantization: str) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
-    if quantization == "nf4":
+    if quantization in FOUR_BIT:
         return BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
+            bnb_4bit_quant_type=quantization,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )

@@ -15,6 +15,7 @@ from studio.errors import IncompatibleAdapter
 from studio.lora.files import AdapterWeights
 from studio.lora.frozen import replace_module
 from studio.lora.injection import linear_layers
+from studio.lora.linear import shape
 from studio.lora.serving import BASE_SLOT, BankLinear, Routing
 
 
@@ -35,7 +36,7 @@ class Bank:
         self.dtype = torch.float32 if self.device.type == "cpu" else model.dtype
         self.routing = Routing()
         self.layers = {name: BankLinear(layer, self.routing, slots + 1) for name, layer in linear_layers(model).items()}
-        self._shapes = {name: _shape(layer.base) for name, layer in self.layers.items()}
+        self._shapes = {name: shape(layer.base) for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
             replace_module(model, name, layer)
         self._free = list(range(slots, BASE_SLOT, -1))
@@ -90,6 +91,11 @@ class Bank:
         return slot
 
     def _install(self, slot: int, weights: AdapterWeights) -> None:
+        if weights.kind != "lora":
+            kind = "DoRA" if weights.kind == "dora" else weights.kind
+            raise IncompatibleAdapter(
+                f"The adapter is a {kind} adapter; the chat serves LoRA adapters so far. Export it and use it with PEFT."
+            )
         for name, (a, b) in weights.pairs.items():
             if name not in self.layers:
                 raise IncompatibleAdapter(f"The adapter has weights for {name!r}, which is no linear layer of the resident base.")
@@ -102,7 +108,3 @@ class Bank:
     def _clear(self, slot: int) -> None:
         for layer in self.layers.values():
             layer.clear(slot)
-
-
-def _shape(layer: torch.nn.Module) -> tuple[int, int]:
-    return int(layer.out_features), int(layer.in_features)  # type: ignore[arg-type]

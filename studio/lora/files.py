@@ -1,15 +1,16 @@
 """Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-What is read is checked before it is used: only LoRA on linear layers, only safetensors, every A with its B, finite,
-of one rank. Options that would change the base or need code that is not here are refused.
+LoRA, DoRA and prefix tuning. What is read is checked before it is used: only safetensors, nothing but the weights of its
+kind and all of them, of the shapes that the configuration says, finite. Options that would change the base or need code
+that is not here are refused.
 """
 
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,14 +18,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
+ROOT = "base_model.model."
+LORA_A, LORA_B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
+PROMPT = "prompt_embeddings"
 MAX_RANK = 1024
 # Options of PEFT that must be off: each changes the base, or what the layer computes.
 REFUSED = (
-    "use_dora", "modules_to_save", "layer_replication", "rank_pattern", "alpha_pattern", "auto_mapping", "megatron_config",
+    "modules_to_save", "layer_replication", "rank_pattern", "alpha_pattern", "auto_mapping", "megatron_config",
     "trainable_token_indices", "target_parameters", "lora_bias", "use_qalora", "exclude_modules", "alora_invocation_tokens",
 )  # fmt: skip
 PLAIN_INIT = (True, False, "gaussian")
+Kind = Literal["lora", "dora", "prefix"]
 
 
 class BadAdapter(ValueError):
@@ -32,16 +36,34 @@ class BadAdapter(ValueError):
 
 
 @dataclass(frozen=True)
+class PrefixWeights:
+    """A prefix in memory: `embedding` is (n, L·2·H·D) for n virtual tokens, L `layers` and H `heads`, in PEFT's order."""
+
+    embedding: Tensor
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
 class AdapterWeights:
     """An adapter in memory.
 
-    `pairs` maps the dotted name of a base layer to (A, B), (r, d_in) and (d_out, r), in the dtype of the file.
+    `pairs` maps the dotted name of a base layer to (A, B), (r, d_in) and (d_out, r), in the dtype of the file. A DoRA has a
+    magnitude, (d_out,), for each pair. A prefix has `prefix` alone, and no rank. The last three say where PEFT puts the
+    pairs: `targets` are ends of names (the last parts, where there are none), `blocks` the numbers of blocks (all, where
+    there are none), and `fan_in_fan_out` that the base's files hold W as (d_in, d_out).
     """
 
     rank: int
     alpha: float
     rslora: bool
     pairs: dict[str, tuple[Tensor, Tensor]]
+    kind: Kind = "lora"
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    prefix: PrefixWeights | None = None
+    targets: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = ()
+    fan_in_fan_out: bool = False
 
     @property
     def scale(self) -> float:
@@ -56,28 +78,11 @@ def lora_scale(alpha: float, rank: int, rslora: bool = False) -> float:
 
 def encode_adapter(weights: AdapterWeights, base_name: str, dropout: float) -> dict[str, bytes]:
     """The adapter's files by name, ready to be written. The bytes depend on the weights and options alone."""
-    tensors = {}
-    for name, (a, b) in weights.pairs.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = a.detach().contiguous().cpu()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = b.detach().contiguous().cpu()
-    config = {
-        "base_model_name_or_path": base_name,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": weights.alpha,
-        "lora_dropout": dropout,
-        "peft_type": "LORA",
-        "r": weights.rank,
-        "target_modules": sorted({name.rpartition(".")[2] for name in weights.pairs}),
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": weights.rslora,
-    }
+    own, tensors = _encode_prefix(weights.prefix) if weights.prefix else _encode_lora(weights, dropout)
+    config = {"base_model_name_or_path": base_name, "inference_mode": True, "task_type": "CAUSAL_LM", **own}
     return {
-        CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(),
-        WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
+        CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        WEIGHTS_FILE: save({key: t.detach().contiguous().cpu() for key, t in tensors.items()}, metadata={"format": "pt"}),
     }
 
 
@@ -85,21 +90,15 @@ def read_adapter(folder: Path) -> AdapterWeights:
     """Read an adapter in PEFT's format.
 
     Raises:
-        BadAdapter: a file is missing or broken, an option is refused, or the weights are not a finite (A, B) per layer.
+        BadAdapter: a file is missing or broken, an option is refused, or the weights are not all there, of the right
+            shapes and finite.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise BadAdapter(f"{name} is missing")
     config = _read_config(folder / CONFIG_FILE)
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    if not 1 <= rank <= MAX_RANK or not math.isfinite(alpha):
-        raise BadAdapter(f"the rank is {rank} and alpha is {alpha}; a rank from 1 to {MAX_RANK} and a finite alpha are served")
-    try:
-        with safe_open(str(folder / WEIGHTS_FILE), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BadAdapter(f"{WEIGHTS_FILE} cannot be read ({error})") from None
-    return AdapterWeights(rank, alpha, bool(config.get("use_rslora")), _pair(tensors, rank))
+    weights = _read_prefix if config["peft_type"] == "PREFIX_TUNING" else _read_lora
+    return weights(config, folder / WEIGHTS_FILE)
 
 
 def adapter_sha256(folder: Path) -> str:
@@ -112,16 +111,65 @@ def adapter_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _encode_lora(weights: AdapterWeights, dropout: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    tensors = {}
+    for name, (a, b) in weights.pairs.items():
+        tensors[f"{ROOT}{name}.{LORA_A}.weight"] = a
+        tensors[f"{ROOT}{name}.{LORA_B}.weight"] = b
+    for name, magnitude in weights.magnitudes.items():
+        tensors[f"{ROOT}{name}.{MAGNITUDE}"] = magnitude
+    config: dict[str, Any] = {
+        "bias": "none",
+        "fan_in_fan_out": weights.fan_in_fan_out,
+        "init_lora_weights": True,
+        "lora_alpha": weights.alpha,
+        "lora_dropout": dropout,
+        "peft_type": "LORA",
+        "r": weights.rank,
+        "target_modules": sorted(weights.targets or {name.rpartition(".")[2] for name in weights.pairs}),
+        "use_dora": weights.kind == "dora",
+        "use_rslora": weights.rslora,
+    }
+    if weights.blocks:
+        config["layers_to_transform"] = list(weights.blocks)
+        config["layers_pattern"] = sorted({_block_list(name) for name in weights.pairs})
+    return config, tensors
+
+
+def _block_list(name: str) -> str:
+    """What the list of blocks is called in a layer's name: "layers" in "model.layers.0.self_attn.q_proj"."""
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdecimal()), 0)
+    return parts[at - 1] if at else ""
+
+
+def _encode_prefix(prefix: PrefixWeights) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    width = prefix.embedding.shape[1] // (2 * prefix.layers)  # H · D
+    config = {
+        "encoder_hidden_size": width,
+        "num_attention_heads": prefix.heads,
+        "num_layers": prefix.layers,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": prefix.embedding.shape[0],
+        "peft_type": "PREFIX_TUNING",
+        "prefix_projection": False,
+        "token_dim": width,
+    }
+    return config, {PROMPT: prefix.embedding}
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if config["peft_type"] != "LORA":
-            raise BadAdapter(f"the kind is {config['peft_type']}, and LORA is served")
-        number = {key: float(config[key]) for key in ("r", "lora_alpha")}
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, BadAdapter):
-            raise
-        raise BadAdapter(f"{path.name} is not JSON, or lacks peft_type, r or lora_alpha ({error})") from None
+        raise BadAdapter(f"{path.name} is not JSON, or lacks peft_type ({error})") from None
+    if kind not in ("LORA", "PREFIX_TUNING"):
+        raise BadAdapter(f"the kind is {kind}, and LORA and PREFIX_TUNING are read")
+    return config
+
+
+def _read_lora(config: dict[str, Any], path: Path) -> AdapterWeights:
     refused = [key for key in REFUSED if config.get(key)]
     if config.get("bias", "none") != "none":
         refused.append("bias")
@@ -129,26 +177,81 @@ def _read_config(path: Path) -> dict[str, Any]:
         refused.append("init_lora_weights")
     if refused:
         raise BadAdapter(f"it uses {', '.join(refused)}, which the studio does not serve")
-    return {**config, **number}
+    rank, alpha = _numbers(config, "r", "lora_alpha")
+    if not (rank.is_integer() and 1 <= rank <= MAX_RANK and math.isfinite(alpha)):
+        raise BadAdapter(f"the rank is {rank:g} and alpha is {alpha:g}; a rank from 1 to {MAX_RANK} and a finite alpha are served")
+    dora = bool(config.get("use_dora"))
+    layers = _by_layer(_read_tensors(path), (LORA_A, LORA_B, MAGNITUDE) if dora else (LORA_A, LORA_B))
+    for name, parts in layers.items():
+        _check_layer(name, parts, int(rank))
+    targets, blocks = config.get("target_modules"), config.get("layers_to_transform")
+    return AdapterWeights(
+        int(rank),
+        alpha,
+        bool(config.get("use_rslora")),
+        {name: (parts[LORA_A], parts[LORA_B]) for name, parts in layers.items()},
+        kind="dora" if dora else "lora",
+        magnitudes={name: parts[MAGNITUDE] for name, parts in layers.items()} if dora else {},
+        targets=tuple(targets) if isinstance(targets, list) else (),
+        blocks=tuple(blocks) if isinstance(blocks, list) else (),
+        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
+    )
 
 
-def _pair(tensors: dict[str, Tensor], rank: int) -> dict[str, tuple[Tensor, Tensor]]:
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, half = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        if not key.startswith(PREFIX) or half not in ("lora_A", "lora_B"):
-            raise BadAdapter(f"it holds {key!r}, which is not a LoRA weight of a linear layer")
-        halves.setdefault(name, {})[half] = tensor
-    if not halves:
+def _read_prefix(config: dict[str, Any], path: Path) -> AdapterWeights:
+    keys = ("num_virtual_tokens", "num_layers", "token_dim", "num_attention_heads", "num_transformer_submodules")
+    tokens, layers, width, heads, submodules = _numbers(config, *keys)
+    whole = all(number.is_integer() and number >= 1 for number in (tokens, layers, width, heads))
+    if submodules != 1 or not whole or width % heads:
+        raise BadAdapter(f"its {', '.join(keys)} are {tokens:g}, {layers:g}, {width:g}, {heads:g} and {submodules:g}, which fit no decoder")
+    tensors = _read_tensors(path)
+    embedding = tensors.get(PROMPT)
+    if embedding is None or len(tensors) > 1:
+        raise BadAdapter(f"it holds {', '.join(sorted(tensors))}, and a prefix is {PROMPT} alone")
+    if tuple(embedding.shape) != (tokens, 2 * layers * width):
+        raise BadAdapter(f"{PROMPT} has the shape {tuple(embedding.shape)}, which is not {(int(tokens), int(2 * layers * width))}")
+    if not torch.isfinite(embedding).all():
+        raise BadAdapter(f"{PROMPT} holds numbers that are not finite")
+    return AdapterWeights(0, 0.0, False, {}, kind="prefix", prefix=PrefixWeights(embedding, int(layers), int(heads)))
+
+
+def _numbers(config: dict[str, Any], *keys: str) -> list[float]:
+    try:
+        return [float(config[key]) for key in keys]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadAdapter(f"{CONFIG_FILE} lacks {', '.join(keys[:-1])} or {keys[-1]} ({error})") from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BadAdapter(f"{path.name} cannot be read ({error})") from None
+    if not tensors:
         raise BadAdapter("it holds no weights")
-    pairs = {}
-    for name, both in halves.items():
-        if len(both) != 2:
-            raise BadAdapter(f"layer {name!r} has {', '.join(both)} alone")
-        a, b = both["lora_A"], both["lora_B"]
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
-            raise BadAdapter(f"layer {name!r} has shapes {tuple(a.shape)} and {tuple(b.shape)}, which are not of rank {rank}")
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise BadAdapter(f"layer {name!r} holds numbers that are not finite")
-        pairs[name] = (a, b)
-    return pairs
+    return tensors
+
+
+def _by_layer(tensors: dict[str, Tensor], wanted: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+    """The parts of each layer by its dotted name; every layer has all that are wanted, and nothing else is there."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.removeprefix(ROOT).removesuffix(".weight").rpartition(".")
+        if not key.startswith(ROOT) or part not in wanted:
+            raise BadAdapter(f"it holds {key!r}, which is not a weight of a linear layer of its kind")
+        layers.setdefault(name, {})[part] = tensor
+    for name, parts in layers.items():
+        if len(parts) != len(wanted):
+            raise BadAdapter(f"layer {name!r} has {', '.join(parts)} alone")
+    return layers
+
+
+def _check_layer(name: str, parts: dict[str, Tensor], rank: int) -> None:
+    a, b, magnitude = parts[LORA_A], parts[LORA_B], parts.get(MAGNITUDE)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        raise BadAdapter(f"layer {name!r} has shapes {tuple(a.shape)} and {tuple(b.shape)}, which are not of rank {rank}")
+    if magnitude is not None and magnitude.shape != b.shape[:1]:
+        raise BadAdapter(f"layer {name!r} has a magnitude of shape {tuple(magnitude.shape)}, which is not {tuple(b.shape[:1])}")
+    if not all(torch.isfinite(tensor).all() for tensor in parts.values()):
+        raise BadAdapter(f"layer {name!r} holds numbers that are not finite")

@@ -23,6 +23,7 @@ class FrozenQuantizedLinear(nn.Module):
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
         self.in_features, self.out_features = int(source.in_features), int(source.out_features)  # type: ignore[arg-type]
+        self.source_cls = getattr(source, "source_cls", None)  # the class that transformers quantized
         self.weight = source.weight
         self.bias = source.bias
 
@@ -50,10 +51,16 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def dequantize(weight: Any, dtype: torch.dtype) -> Tensor:
-    """The dense weight, (d_out, d_in), of a bitsandbytes `Params4bit` or `Int8Params`."""
+    """The dense weight, (d_out, d_in), of a bitsandbytes `Params4bit` (NF4, FP4) or `Int8Params`.
+
+    Raises:
+        RuntimeError: bitsandbytes has repacked the weight for the CPU; what could be read would be garbage.
+    """
     if hasattr(weight, "quant_state"):
         import bitsandbytes.functional as bnb
 
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            raise RuntimeError("a 4-bit weight was repacked by an eval-mode forward and cannot be read; freeze_quantized comes first")
         dense: Tensor = bnb.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
     else:  # int8 by row: SCB holds each row's largest absolute value
         dense = weight.data.to(dtype) * (weight.SCB.to(dtype) / 127.0).unsqueeze(1)

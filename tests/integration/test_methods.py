@@ -1,0 +1,400 @@
+"""Other starts, other kinds of adapter and other forms of the base: PiSSA, LoftQ, DoRA, prefix; NF4, FP4, int8."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from storage.records import AdapterRecord
+from storage.repositories import Adapters
+from studio.adapters.catalog import AdapterCatalog
+from studio.bases.loading import load_model
+from studio.chat.engine import AdapterSource
+from studio.chat.sampling import Sampling
+from studio.chat.service import load_engine
+from studio.errors import IncompatibleAdapter
+from studio.lora.adapter import AdapterSpec, Attached, attach
+from studio.lora.errors import UnsuitableMethod, UnsuitableStart
+from studio.lora.files import AdapterWeights, BadAdapter, PrefixWeights, read_adapter
+from studio.lora.frozen import dequantize, freeze_quantized
+from studio.lora.injection import linear_layers
+from studio.lora.layers import DoraLinear, LoraLinear
+from studio.lora.linear import dense_weight, shape
+from studio.lora.prefix import Prefix
+from studio.lora.starts import loftq_start, pissa_start
+from tests.oracle import TOKENS, adapted_by, assert_same_gradients, copy_into, load_in_peft, perturb, write
+from tests.tiny import FAMILIES, make_gpt2, make_model
+
+METHODS = ("lora", "dora")
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def small(model: nn.Module, original: Callable[[str], Tensor] | None = None, **changes: object) -> Attached:
+    return attach(model, AdapterSpec(**{"rank": 4, "alpha": 8.0, **changes}), original)
+
+
+# PiSSA
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_pissa_begins_at_the_base_learns_and_is_a_plain_file_of_twice_the_rank(tmp_path: Path, method: str, rslora: bool) -> None:
+    model = make_model()
+    base = model(TOKENS).logits
+    attached = small(model, init="pissa", method=method, rslora=rslora)
+    assert all(layer.lora_B.abs().max() > 0 for layer in attached.layers.values())
+    torch.testing.assert_close(model(TOKENS).logits, base, rtol=0, atol=0 if method == "lora" else 1e-4)
+    perturb(attached)
+    ours = model(TOKENS).logits
+    assert (ours - base).abs().max() > 0.1
+    weights = attached.weights()
+    assert weights.rank == 8 and weights.scale == pytest.approx(8.0 / (2.0 if rslora else 4.0))
+    folder = write(tmp_path / "a", weights)
+    torch.testing.assert_close(ours, load_in_peft(make_model(), folder)(TOKENS).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_pissa_has_pefts_gradients_though_peft_changes_its_base(family: str) -> None:
+    model = FAMILIES[family]()
+    attached = small(model, init="pissa")
+    perturb(attached)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights="pissa")
+    config.fan_in_fan_out = family == "gpt2"
+    theirs = get_peft_model(FAMILIES[family](), config).eval()
+    copy_into(theirs, attached)
+    assert_same_gradients(attached, theirs, model, tolerance=1e-4)
+
+
+def test_pissa_takes_the_main_directions_exactly_or_nearly(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(300, 200, generator=generator()) * torch.linspace(3, 0, 200)
+    before = torch.get_rng_state()
+    start = pissa_start(weight, 16, 0.5, generator())
+    assert torch.equal(torch.get_rng_state(), before)  # nobody else's random numbers are touched
+    u, s, vh = torch.linalg.svd(weight)
+    best = u[:, :16] @ torch.diag(s[:16]) @ vh[:16]
+    near = (0.5 * start.b @ start.a - weight).norm() / (best - weight).norm()
+    assert near == pytest.approx(1, abs=0.01)
+    torch.testing.assert_close(start.a.norm(dim=1), start.b.norm(dim=0))  # the singular values are split evenly
+    monkeypatch.setattr("studio.lora.starts.EXACT_UP_TO", 200)
+    exact = pissa_start(weight, 16, 0.5, generator())
+    torch.testing.assert_close(0.5 * exact.b @ exact.a, best, rtol=0, atol=1e-3)
+
+
+def test_a_rank_above_the_layers_own_still_learns_everywhere() -> None:
+    start = pissa_start(torch.randn(6, 10, generator=generator()), 8, 1.0, generator())
+    assert start.a.shape == (8, 10) and start.b.shape == (6, 8)
+    assert start.a.abs().sum(dim=1).min() > 0 and not start.b[:, 6:].any()
+
+
+def test_pissa_keeps_small_changes_of_a_bfloat16_base() -> None:
+    layer = nn.Linear(64, 64, bias=False)
+    lora = LoraLinear(layer, pissa_start(layer.weight.detach(), 8, 1.0, generator()), 1.0, 0.0)
+    x = torch.randn(32, 64, generator=generator())
+    lora.lora_B.data += 1e-3 * torch.randn(64, 8, generator=generator())
+    a, b = lora.factors()
+    wanted = x @ (b @ a).T
+    low = F.linear(F.linear(x.bfloat16(), a.bfloat16()), b.bfloat16())
+    start_a, start_b = lora.get_buffer("start_A"), lora.get_buffer("start_B")
+    terms = torch.cat((lora.lora_A, start_a)).bfloat16(), torch.cat((lora.lora_B, -start_b), dim=1).bfloat16()
+    naive = F.linear(F.linear(x.bfloat16(), terms[0]), terms[1])
+    assert (low - wanted).norm() / wanted.norm() < 0.01 < (naive - wanted).norm() / wanted.norm()
+
+
+# LoftQ
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+def test_loftq_brings_a_quantized_base_nearer_to_the_original(tmp_path: Path, tiny_base: Path, quantization: str) -> None:
+    plain = load_model(tiny_base, "fp32")
+    originals = {name: layer.weight.detach() for name, layer in linear_layers(plain).items()}
+    model = load_model(tiny_base, quantization)
+    freeze_quantized(model)
+    quantized = {name: dense_weight(layer) for name, layer in linear_layers(model).items()}
+    wanted, without = plain(TOKENS).logits, model(TOKENS).logits.float()
+    attached = small(model, originals.__getitem__, init="loftq", rank=16)
+    for name, layer in attached.layers.items():
+        a, b = (factor.detach() for factor in layer.factors())
+        lost = originals[name] - quantized[name]
+        left = float((lost - layer.scale * b @ a).norm())
+        s = torch.linalg.svdvals(lost)
+        assert left < 0.85 * lost.norm()
+        assert left == pytest.approx(float(s[16:].norm()), rel=1e-3)  # no rank-16 matrix leaves less
+    with_loftq = model(TOKENS).logits.float()
+    assert (with_loftq - wanted).norm() < 0.85 * (without - wanted).norm()
+    losses = [float(F.cross_entropy(x.detach()[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())) for x in (wanted, without, with_loftq)]
+    assert abs(losses[2] - losses[0]) < abs(losses[1] - losses[0])
+    weights = read_adapter(write(tmp_path / "a", attached.weights()))
+    assert weights.rank == 16 and all(b.any() for _, b in weights.pairs.values())
+
+
+def test_large_quantization_errors_are_approximated_nearly_as_well_as_can_be() -> None:
+    weight = torch.randn(256, 320, generator=generator())
+    noise = 0.1 * torch.randn(256, 320, generator=generator())
+    start = loftq_start(weight, weight + noise, 16, 2.0, generator())
+    best = torch.linalg.svdvals(noise)[16:].norm()
+    assert best <= (noise - 2.0 * start.b @ start.a).norm() < 1.02 * best < noise.norm()
+
+
+def test_loftq_says_what_it_lacks(tiny_base: Path) -> None:
+    with pytest.raises(UnsuitableStart, match="this base is not quantized"):
+        small(make_model(), lambda name: torch.zeros(1), init="loftq")
+    model = load_model(tiny_base, "nf4")
+    freeze_quantized(model)
+    with pytest.raises(UnsuitableStart, match="weights from before quantization"):
+        small(model, init="loftq")
+    assert not any(isinstance(module, LoraLinear) for module in model.modules())
+
+
+# The forms of a base
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+def test_an_adapter_on_a_quantized_layer_is_one_on_what_it_dequantizes_to(tiny_base: Path, quantization: str, method: str) -> None:
+    model = load_model(tiny_base, quantization)
+    assert freeze_quantized(model) == 14
+    dense = load_model(tiny_base, "fp32")
+    for name, layer in linear_layers(dense).items():
+        original = layer.weight.clone()
+        layer.weight.data = dense_weight(model.get_submodule(name))
+        error = (layer.weight - original).norm() / original.norm()
+        assert 0 < error < {"nf4": 0.12, "fp4": 0.16, "int8": 0.02}[quantization]
+    for name, parameter in model.named_parameters():  # what is not quantized was rounded to bf16
+        if parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()
+            dense.get_parameter(name).data = parameter.data
+    pair = [small(net, method=method) for net in (model, dense)]
+    for attached, net in zip(pair, (model, dense), strict=True):
+        perturb(attached)
+        net(TOKENS, labels=TOKENS).loss.backward()
+    torch.testing.assert_close(model(TOKENS).logits, dense(TOKENS).logits, rtol=0, atol=1e-4)
+    for name, parameter in pair[0].parameters.items():
+        torch.testing.assert_close(parameter.grad, pair[1].parameters[name].grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantized_gpt2_keeps_its_shapes_and_its_files_orientation(tmp_path: Path, quantization: str) -> None:
+    original = make_gpt2()
+    original.save_pretrained(tmp_path / "gpt2")
+    model = load_model(tmp_path / "gpt2", quantization)
+    assert freeze_quantized(model) == 8
+    plain = linear_layers(original)
+    for name, layer in linear_layers(model).items():
+        assert shape(layer) == shape(plain[name])
+        error = (dense_weight(layer) - dense_weight(plain[name])).norm() / dense_weight(plain[name]).norm()
+        assert error < 0.12
+    originals = {name: layer.weight.detach() for name, layer in plain.items()}
+    attached = small(model, originals.__getitem__, init="loftq")
+    for name, layer in attached.layers.items():
+        a, b = (factor.detach() for factor in layer.factors())
+        lost = originals[name].T - dense_weight(layer.base)
+        assert (lost - layer.scale * b @ a).norm() < 0.95 * lost.norm()
+    weights = attached.weights()
+    assert weights.fan_in_fan_out
+    theirs = load_in_peft(make_gpt2(), write(tmp_path / "a", weights))
+    assert adapted_by(theirs) == set(attached.layers)
+
+
+def test_a_repacked_weight_is_refused_and_not_read_as_garbage(tiny_base: Path) -> None:
+    weight = copy.deepcopy(next(iter(linear_layers(load_model(tiny_base, "nf4")).values())).weight)
+    assert torch.isfinite(dequantize(weight, torch.float32)).all()
+    weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(RuntimeError, match="repacked"):
+        dequantize(weight, torch.float32)
+
+
+# DoRA (its numbers against PEFT stand beside LoRA's)
+
+
+def test_row_norms_need_no_product_of_b_and_a() -> None:
+    base = nn.Linear(48, 32)
+    layer = DoraLinear(base, pissa_start(torch.randn(32, 48, generator=generator()), 4, 1.0, generator()), 0.7, 0.0)
+    layer.lora_B.data.normal_(0, 0.5, generator=generator())
+    a, b = layer.factors()
+    torch.testing.assert_close(layer.row_norms(), (base.weight + 0.7 * b @ a).norm(dim=1))
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    base = nn.Linear(8, 3)
+    base.weight.data[1] = 0
+    layer = DoraLinear(base, pissa_start(torch.zeros(3, 8), 2, 1.0, generator()), 1.0, 0.0)
+    y = layer(torch.ones(1, 8))
+    torch.testing.assert_close(y, base(torch.ones(1, 8)))
+
+
+def test_a_bfloat16_base_feels_small_changes_of_the_magnitude() -> None:
+    base = nn.Linear(64, 64, bias=False).bfloat16()
+    layer = small_dora(base)
+    x = torch.randn(64, 64, generator=generator()).bfloat16()
+    layer.magnitude.data *= 1.0055  # 1.0055 in bf16 is 1.0078
+    y, moved = base(x).float(), layer(x).float()
+    assert float((moved * y).sum() / (y * y).sum()) == pytest.approx(1.0055, abs=0.0004)
+
+
+def small_dora(base: nn.Linear) -> DoraLinear:
+    return DoraLinear(base, pissa_start(base.weight.detach().float(), 4, 1.0, generator()), 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("dora", "DoRA"), ("prefix", "prefix")])
+def test_the_chat_refuses_what_it_would_serve_wrongly(tmp_path: Path, tiny_base: Path, method: str, kind: str) -> None:
+    catalog = AdapterCatalog(cast(Adapters, None), tmp_path / "adapters", tmp_path / "exports")
+    record = cast(AdapterRecord, SimpleNamespace(id="1", name="x"))
+    write(catalog.path(record), small(AutoModelForCausalLM.from_pretrained(str(tiny_base)), method=method).weights())
+    engine = load_engine(tiny_base, "fp32", slots=1, max_batch=2)
+    token_ids, greedy = list(range(2, 12)), Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
+    checksum, before = engine.checksum(), engine.submit(token_ids, greedy).text()
+    with pytest.raises(IncompatibleAdapter, match=f"The adapter is a {kind} adapter; the chat serves LoRA adapters so far. Export it"):
+        engine.submit(token_ids, greedy, AdapterSource("x", lambda: catalog.read(record))).text()
+    assert engine.bank.resident == [] and engine.checksum() == checksum
+    assert engine.submit(token_ids, greedy).text() == before
+    engine.close()
+
+
+# Prefix
+
+
+def with_prefix(model: nn.Module, prefix: Prefix, **options: object) -> Tensor:
+    """The logits of transformers with the prefix where it keeps what it has seen."""
+    pairs = [prefix.keys_values(i) for i in range(prefix.layers)]
+    cache = DynamicCache([(k.expand(len(TOKENS), -1, -1, -1), v.expand(len(TOKENS), -1, -1, -1)) for k, v in pairs])
+    return model(TOKENS, past_key_values=cache, use_cache=True, **options).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_loads_our_prefix_and_computes_what_transformers_does(tmp_path: Path, family: str) -> None:
+    model = FAMILIES[family]()
+    base = model(TOKENS).logits
+    attached = small(model, method="prefix", virtual_tokens=5)
+    prefix = attached.prefix
+    assert prefix is not None and list(attached.parameters) == ["prefix"] and attached.groups() == ([prefix.embedding], [])
+    holders = [module for module in model.modules() if getattr(module, "prefix", None) is prefix]
+    assert [module.layer_idx for module in holders] == [0, 1]
+    assert [p.shape for p in model.parameters() if p.requires_grad] == [prefix.embedding.shape]
+    torch.testing.assert_close(model(TOKENS).logits, base)  # not used before the attention reads it
+    perturb(attached)
+    ours = with_prefix(model, prefix)
+    assert (ours - base).abs().max() > 0.1
+    theirs = load_in_peft(FAMILIES[family](), write(tmp_path / "a", attached.weights()))
+    torch.testing.assert_close(ours, theirs(TOKENS).logits, rtol=0, atol=1e-5)
+
+
+def test_a_prefix_of_peft_is_read_and_means_the_same(tmp_path: Path) -> None:
+    theirs = get_peft_model(make_model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7)).eval()
+    theirs.save_pretrained(str(tmp_path / "peft"))
+    weights = read_adapter(tmp_path / "peft")
+    assert weights.kind == "prefix" and isinstance(weights.prefix, PrefixWeights) and weights.prefix.heads == 2
+    prefix = Prefix(weights.prefix.embedding, weights.prefix.layers, weights.prefix.heads)
+    torch.testing.assert_close(with_prefix(make_model(), prefix), theirs(TOKENS).logits, rtol=0, atol=1e-5)
+
+
+def test_gradients_of_a_prefix_equal_pefts() -> None:
+    model = make_model()
+    attached = small(model, method="prefix", virtual_tokens=7)
+    perturb(attached)
+    theirs = get_peft_model(make_model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7)).eval()
+    embedding = theirs.prompt_encoder["default"].embedding.weight
+    embedding.data.copy_(attached.parameters["prefix"].data)
+    assert attached.prefix is not None
+    F.cross_entropy(with_prefix(model, attached.prefix)[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
+    theirs(TOKENS, labels=TOKENS).loss.backward()
+    ours = attached.parameters["prefix"].grad
+    assert ours is not None and ours.abs().max() > 0
+    torch.testing.assert_close(ours, embedding.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_positions_of_a_row_start_after_the_prefix(family: str) -> None:
+    model = FAMILIES[family]()
+    prefix = small(model, method="prefix", virtual_tokens=5).prefix
+    assert prefix is not None and prefix.length == 5
+    positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
+    torch.testing.assert_close(with_prefix(model, prefix), with_prefix(model, prefix, position_ids=positions + 5))
+    assert (with_prefix(model, prefix) - with_prefix(model, prefix, position_ids=positions)).abs().max() > 0.1
+
+
+def test_a_prefix_starts_as_what_the_model_makes_of_a_text() -> None:
+    model = make_model()
+    text = torch.randint(0, 600, (6,), generator=generator()).tolist()
+    prefix = attach(model, AdapterSpec(method="prefix", virtual_tokens=6), start_ids=text).prefix
+    assert prefix is not None
+    whole = model(torch.cat((torch.tensor([text, text]), TOKENS), dim=1)).logits[:, 6:]
+    torch.testing.assert_close(with_prefix(model, prefix), whole, rtol=0, atol=1e-4)
+    short = attach(make_model(), AdapterSpec(method="prefix", virtual_tokens=9), start_ids=text).prefix
+    drawn = [small(make_model(), method="prefix", seed=seed).weights().prefix for seed in (1, 1, 2)]
+    assert short is not None and short.length == 9
+    assert torch.equal(drawn[0].embedding, drawn[1].embedding) and not torch.equal(drawn[0].embedding, drawn[2].embedding)
+
+
+def test_a_model_without_such_attention_is_refused() -> None:
+    config = GPTNeoXConfig(vocab_size=600, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    model = GPTNeoXForCausalLM(config).eval()
+    assert small(model, method="prefix").prefix is not None
+    model.config.num_hidden_layers = 3
+    with pytest.raises(UnsuitableMethod, match="one attention of its own in each layer"):
+        small(model, method="prefix")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_virtual_tokens": 6}, r"has the shape \(5, 128\), which is not \(6, 128\)"),
+        ({"num_layers": None}, "lacks num_virtual_tokens"),
+        ({"num_attention_heads": 3}, "fit no decoder"),
+        ({"num_transformer_submodules": 2}, "fit no decoder"),
+        ({"num_virtual_tokens": float("inf")}, "fit no decoder"),
+    ],
+)
+def test_a_prefix_file_that_does_not_fit_itself_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    folder = write(tmp_path / "a", small(make_model(), method="prefix", virtual_tokens=5).weights())
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BadAdapter, match=message):
+        read_adapter(folder)
+
+
+def test_broken_prefixes_and_magnitudes_are_refused(tmp_path: Path) -> None:
+    prefix = small(make_model(), method="prefix", virtual_tokens=5).weights().prefix
+    assert prefix is not None
+    nan = PrefixWeights(torch.full_like(prefix.embedding, math.nan), 2, 2)
+    with pytest.raises(BadAdapter, match="not finite"):
+        read_adapter(write(tmp_path / "nan", AdapterWeights(0, 0.0, False, {}, kind="prefix", prefix=nan)))
+    dora = small(make_model(), method="dora", targets="q_proj").weights()
+    name = next(iter(dora.pairs))
+    for case, magnitude, message in (
+        ("shape", torch.ones(3), r"magnitude of shape \(3,\), which is not \(64,\)"),
+        ("inf", torch.full((64,), math.inf), "not finite"),
+    ):
+        broken = AdapterWeights(4, 8.0, False, dora.pairs, kind="dora", magnitudes={**dora.magnitudes, name: magnitude})
+        with pytest.raises(BadAdapter, match=message):
+            read_adapter(write(tmp_path / case, broken))
+    plain = AdapterWeights(4, 8.0, False, dora.pairs, magnitudes=dora.magnitudes)
+    with pytest.raises(BadAdapter, match="not a weight of a linear layer of its kind"):
+        read_adapter(write(tmp_path / "plain", plain))
+
+
+@pytest.mark.parametrize("init", ["kaiming", "pissa"])
+def test_dora_files_go_both_ways(tmp_path: Path, init: str) -> None:
+    attached = small(make_model(), method="dora", init=init, layers="1", rslora=True)
+    perturb(attached)
+    first = attached.weights()
+    again = read_adapter(write(tmp_path / "a", first))
+    assert (again.kind, again.rank, again.alpha, again.rslora, again.blocks) == ("dora", first.rank, first.alpha, True, (1,))
+    assert again.targets == first.targets and again.scale == first.scale
+    for name, magnitude in first.magnitudes.items():
+        assert torch.equal(again.magnitudes[name], magnitude)
+    theirs = PeftModel.from_pretrained(make_model(), str(tmp_path / "a"))
+    theirs.save_pretrained(str(tmp_path / "b"), save_embedding_layers=False)
+    assert set(read_adapter(tmp_path / "b").magnitudes) == set(first.magnitudes)
