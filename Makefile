@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run demo test check fmt bench screenshots clean base
+.PHONY: run demo test check fmt bench bench-training screenshots clean base
 .DEFAULT_GOAL := run
 
 run: base  ## serve the studio on http://127.0.0.1:7860
@@ -28,9 +28,11 @@ fmt: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev base  ## JSON, one line a benchmark
-	$(BIN)/python -m tests.bench.training
+bench: bench-training  ## JSON, one line a benchmark
 	$(BIN)/python -m tests.bench.chat
+
+bench-training: $(VENV)/.dev base  ## training against TRL, which gets an environment of its own, once
+	$(BIN)/python -m tests.bench.training
 
 screenshots: $(VENV)/.dev base
 	@sh scripts/install_browser.sh $(BIN)/python
@@ -53,4 +55,4 @@ $(VENV)/.dev: $(VENV)/.ready requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-trl .mypy_cache .ruff_cache .pytest_cache .hypothesis
