@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
     lease_s: float = Field(15.0, gt=0, description="a job whose worker is silent for longer is given to another")
     max_losses: int = Field(3, ge=1, description="a job whose worker dies this many times has failed")
+    memory_limit_mb: int = Field(0, ge=0, description="memory that a training may take, in MB; 0 means what is free when it starts")
     log_level: LogLevel = Field("INFO", description="how much is logged to stderr")
 
     @model_validator(mode="after")
@@ -89,5 +90,15 @@ def command_environment() -> dict[str, str]:
     OpenMP's workers sleep between products instead of spinning, so that the page and the chat of the same machine keep
     their cores. Training alone on two cores takes about a fifth longer; next to other work it takes less.
     OMP_WAIT_POLICY=ACTIVE in the environment chooses otherwise.
+
+    The C library keeps what is freed instead of giving it back and asking again: a step frees and takes its activations
+    many thousand pages at a time, and each page that comes back anew must be cleared.
     """
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_TOP_PAD_": str(1 << 26)}
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **keep,
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }

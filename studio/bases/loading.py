@@ -114,3 +114,24 @@ def _why(error: Exception, path: Path) -> str:
     """The first line of an error, short, and without the path of the studio's own folder."""
     text = (str(error).splitlines() or [type(error).__name__])[0].replace(str(path), path.name)
     return text[:200] + "…" if len(text) > 200 else text.rstrip(" .:")
+
+
+def empty_model(path: Path) -> Any:
+    """The model that a base's config describes, with shapes but no weights: cheap, and without reading its files.
+
+    Raises:
+        BaseUnavailable: the config is broken or the architecture is unknown.
+    """
+    import torch
+
+    import_transformers()
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        # In torch's own default type: building in another one changes that default for every thread meanwhile.
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise _refusal(path.name, _why(error, path)) from None

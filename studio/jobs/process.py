@@ -21,14 +21,14 @@ class TrainingProcess:
     """Runs `python -m studio.training.run JOB.json`. Its stdin is a pipe whose end tells it that we are gone.
 
     Args:
-        job_file: the JobSpec. log: everything that is not an event is appended to it.
+        job_file: the JobSpec. log: everything that is not an event is appended to it. devices: processes that train together.
     """
 
-    def __init__(self, job_file: Path, log: Path) -> None:
+    def __init__(self, job_file: Path, log: Path, devices: int = 1) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._log = log.open("ab", buffering=0)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "studio.training.run", str(job_file)],
+            [sys.executable, *_launcher(devices), "-m", "studio.training.run", str(job_file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -77,3 +77,8 @@ class TrainingProcess:
                 self._log.write(line)
             else:
                 self._events.put(event)
+
+
+def _launcher(devices: int) -> list[str]:
+    """What starts several processes of one command on this machine, each knowing the others; nothing for one."""
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(devices)] if devices > 1 else []

@@ -1,7 +1,7 @@
 """What a training process says, one JSON object a line on stdout: {"kind": …, "at": …, …}.
 
-Kinds: state (loading, training, saving), notice, progress, eval, done, failed. Everything else on stdout or stderr
-is log text.
+Kinds: state (loading, training, saving), notice, progress, eval, samples, checkpoint, done, failed. Everything else
+on stdout or stderr is log text.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 Emit = Callable[..., None]
-KINDS = ("state", "notice", "progress", "eval", "done", "failed")
+KINDS = ("state", "notice", "progress", "eval", "samples", "checkpoint", "done", "failed")
 
 
 def emit_to_stdout(kind: str, **data: Any) -> None:

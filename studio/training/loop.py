@@ -1,43 +1,50 @@
 """The loop: set up, fit, validate, save, in that order on the page.
 
-AdamW with linear warm-up and cosine decay, gradient clipping, and a loss that is averaged over the trained tokens
-of an optimizer step, however it is cut into micro-batches. The same seed gives the same adapter.
+AdamW, gradient clipping, and a loss that is averaged over the trained tokens of an optimizer step, however it is cut
+into micro-batches. The same seed gives the same adapter, whether the training was stopped in between or not.
 """
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studio.datasets.rendering import Example
 from studio.errors import InvalidInput, TrainingFailed
-from studio.lora.files import AdapterWeights, lora_scale
+from studio.lora.adapter import AdapterSpec, Attached, Original, attach
+from studio.lora.errors import UnsuitableOption
+from studio.lora.files import AdapterWeights
 from studio.lora.frozen import freeze_quantized
-from studio.lora.injection import UnknownTarget, inject
-from studio.training.batching import epoch_steps, micro_batches, split_held_out
+from studio.lora.layers import LoraLinear
+from studio.lora.product import share_inputs
+from studio.training.answers import answer, chosen_prompts
+from studio.training.batching import micro_batches, plan_steps, split_held_out
+from studio.training.checkpoint import (
+    CheckpointFolder,
+    Snapshot,
+    pack_optimizer,
+    pack_random,
+    unpack_optimizer,
+    unpack_random,
+)
 from studio.training.config import TrainConfig
 from studio.training.events import Emit
+from studio.training.fused import fuse
 from studio.training.loss import CausalLoss
+from studio.training.memory import is_out_of_memory
+from studio.training.noise import EmbeddingNoise
+from studio.training.optimizer import make_optimizer, set_rate
+from studio.training.progress import Evaluation, Outcome, Position
+from studio.training.recompute import recompute_blocks
+from studio.training.schedule import factor
+from studio.training.team import Team
 
-EVAL_TOKEN_BUDGET = 4096
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished loop measured. `tokens` are real ones, without padding; `seconds` are of the loop alone."""
-
-    steps: int
-    tokens: int
-    trained_tokens: int
-    seconds: float
-    tokens_per_s: float
-    train_loss: float
-    eval_loss_before: float | None
-    eval_loss: float | None
+Result = TypeVar("Result")
+SMALLEST_BUDGET = 64  # tokens; below this a piece is hardly worth a product
 
 
 class Trainer:
@@ -45,128 +52,306 @@ class Trainer:
 
     Args:
         model: a causal language model as transformers loads it. It is changed: quantized layers become readable
-            ones, targets are wrapped.
-        examples: rendered rows. config: the job's. emit: takes progress and eval events.
+            ones, targets are wrapped. examples: rendered rows. config: the job's. emit: takes events.
+        tokenizer: for sample answers; none without it. original: unquantized weights by layer, for the start loftq.
+        checkpoints: where to keep them, and to look for one to go on from. team: the processes that train together.
 
     Raises:
-        InvalidInput: a target is unknown, or no row is left to train on.
+        InvalidInput: an option does not fit the model, or no row is left to train on.
     """
 
-    def __init__(self, model: Any, examples: list[Example], config: TrainConfig, emit: Emit) -> None:
-        self.model, self.config, self.emit = model, config, emit
+    def __init__(
+        self,
+        model: Any,
+        examples: list[Example],
+        config: TrainConfig,
+        emit: Emit,
+        *,
+        tokenizer: Any = None,
+        original: Original | None = None,
+        checkpoints: CheckpointFolder | None = None,
+        team: Team | None = None,
+    ) -> None:
+        self.model, self.config, self.emit, self.tokenizer = model, config, emit, tokenizer
+        self.checkpoints, self.team = checkpoints, team or Team()
         train, held = split_held_out(len(examples), config.held_out, config.seed)
         if not train:
             raise InvalidInput("No row is left to train on; raise max_length or add examples.")
         self.train, self.held = [examples[i] for i in train], [examples[i] for i in held]
         freeze_quantized(model)
-        scale = lora_scale(config.alpha, config.rank)
-        try:
-            self.layers = inject(model, config.targets, config.rank, scale, config.dropout, config.init, config.seed)
-        except UnknownTarget as error:
-            raise InvalidInput(f"The option targets is {config.targets!r}: {error}.") from None
-        self.parameters = [p for layer in self.layers.values() for p in (layer.lora_A, layer.lora_B)]
-        self.loss = CausalLoss(model.eval())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.total_steps = self._count_steps()
+        fuse(model.eval())
+        self.loss = CausalLoss(model)
+        self.attached = self._attach(original)
+        self.parameters = list(self.attached.parameters.values())
+        self.shared = self._share()
+        self.noise = EmbeddingNoise(model, config.neftune, self.loss)
+        self.optimizer = make_optimizer(self.attached, config)
+        self.prompts = chosen_prompts(tokenizer, config.sample_prompts, self.held) if tokenizer is not None else []
+        lengths = [len(example.token_ids) for example in self.train]
+        self.plan = plan_steps(lengths, config.batch_size, config.batch_tokens, config.seed, config.epochs, config.max_steps)
+        self.at = Position(config.token_budget, config.activation_checkpointing == "on")
+        self.best: dict[str, Tensor] = {}
+        self.resumed_from: int | None = None
+        self.saved_at = time.monotonic()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps, if nothing stops the training early."""
+        return len(self.plan)
 
     def fit(self) -> Outcome:
-        """Run all steps, with an evaluation before the first, after each epoch and after the last.
+        """Run all steps that are left, with an evaluation before the first, at intervals, and after the last.
 
         Raises:
-            TrainingFailed: the loss is not a number any more.
+            TrainingFailed: the loss is not a number any more, or memory does not suffice for a single row.
         """
-        torch.manual_seed(self.config.seed)  # for dropout
-        before = self.evaluate(0)
-        started, evaluated_s = time.perf_counter(), 0.0
-        tokens = trained = 0
-        recent: list[float] = []
-        after = before
-        self.model.train()
-        for step, (rows, last_of_epoch) in enumerate(self._steps(), 1):
-            loss, norm, seen, counted = self._step(step, rows)
-            tokens, trained = tokens + seen, trained + counted
-            recent = [*recent, loss][-10:]
-            elapsed = time.perf_counter() - started - evaluated_s
-            self._report(step, loss, norm, tokens, elapsed)
-            if last_of_epoch or step == self.total_steps:
-                paused = time.perf_counter()
-                after = self.evaluate(step)
-                self.model.train()
-                evaluated_s += time.perf_counter() - paused
-        seconds = time.perf_counter() - started - evaluated_s
-        mean = sum(recent) / len(recent)
-        return Outcome(self.total_steps, tokens, trained, seconds, tokens / seconds, mean, before, after)
+        self._begin()
+        while self.at.step < self.total_steps and not self.at.stopped_early:
+            rows, ends_epoch = self.plan[self.at.step]
+            self.step([self.train[i] for i in rows])
+            self._evaluate_where_due(ends_epoch)
+            self._save_where_due()
+        if self.best:
+            self._load(self.best)
+        return self._outcome()
 
-    @torch.no_grad()
-    def evaluate(self, step: int) -> float | None:
-        """Held-out loss in nats a trained token, or None where nothing was held out."""
-        if not self.held:
-            return None
-        self.model.eval()
-        batches = micro_batches(self.held, max(self.config.token_budget, EVAL_TOKEN_BUDGET))
-        total = sum(float(self.loss(batch)) for batch in batches)
-        mean = total / sum(len(batch.labels) for batch in batches)
-        self.emit("eval", step=step, loss=mean)
-        return mean
-
-    def weights(self) -> AdapterWeights:
-        """A copy of what was learned, in float32 on the CPU."""
-        pairs = {n: (la.lora_A.detach().cpu().clone(), la.lora_B.detach().cpu().clone()) for n, la in self.layers.items()}
-        return AdapterWeights(self.config.rank, self.config.alpha, False, pairs)
-
-    def _step(self, step: int, rows: list[Example]) -> tuple[float, float, int, int]:
-        """One optimizer step; returns (loss, gradient norm before clipping, tokens, trained tokens)."""
-        batches = micro_batches(rows, self.config.token_budget)
-        counted = sum(len(batch.labels) for batch in batches)
-        total = 0.0
-        for batch in batches:
-            loss: Tensor = self.loss(batch) / counted
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        if not math.isfinite(total) or not math.isfinite(norm):
+    def step(self, rows: list[Example]) -> float:
+        """One optimizer step; returns its loss."""
+        started = time.perf_counter()
+        loss, counted = self._with_memory(lambda: self._gradients(rows))
+        norm = self._clip()
+        step = self.at.step + 1
+        if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingFailed(
                 f"The loss stopped being a number at step {step} of {self.total_steps}; halve learning_rate "
                 f"(now {self.config.learning_rate:g}) and try again."
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self._schedule(step)
+        rate = self.config.learning_rate * factor(self.config.schedule, step, self.total_steps, self.config.warmup)
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
+        self.at.step = step
+        self.at.tokens += sum(len(row.token_ids) for row in rows)
+        self.at.trained_tokens += counted
+        self.at.recent = [*self.at.recent, loss][-10:]
+        self.at.seconds += time.perf_counter() - started
+        self._report(loss, norm, rate)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation | None:
+        """The held-out rows as the adapter stands now, or None where nothing was held out."""
+        if not self.held:
+            return None
+        self._mode(training=False)
+        nats, hits, count = self._with_memory(self._held_out_sums)
+        return Evaluation(nats / count, hits / count)
+
+    def weights(self) -> AdapterWeights:
+        """A copy of what was learned, in float32 on the CPU."""
+        return self.attached.weights()
+
+    def _attach(self, original: Original | None) -> Attached:
+        c = self.config
+        spec = AdapterSpec(c.method, c.rank, c.alpha, c.rslora, c.dropout, c.targets, c.layers, c.init, c.virtual_tokens, c.seed)
+        try:
+            attached = attach(self.model, spec, original, self.train[0].token_ids)
+        except UnsuitableOption as error:
+            raise InvalidInput(f"The option {error.option} is {getattr(c, error.option)!r}: {error}.") from None
+        if attached.prefix is not None and not self.loss.packs:
+            raise InvalidInput("The option method is 'prefix': the attention of this base takes no prefix; choose lora or dora.")
+        self.loss.position_offset = attached.prefix.length if attached.prefix else 0
+        return attached
+
+    def _share(self) -> list[Any]:
+        layers = [layer for layer in self.attached.layers.values() if isinstance(layer, LoraLinear)]
+        with torch.no_grad():
+            return share_inputs(layers, lambda: self.loss(micro_batches(self.train[:1], 1)[0])) if layers else []
+
+    def _begin(self) -> None:
+        """Go on from the newest checkpoint, or measure the base."""
+        torch.manual_seed(self.config.seed)  # for dropout and noise
+        snapshot = self.checkpoints.newest() if self.checkpoints else None
+        if snapshot is not None:
+            self._restore(snapshot)
+            self.emit("notice", text=f"The training goes on from step {self.at.step} of {self.total_steps}.")
+            return
+        self._set_recompute(self.at.recompute)
+        before = self.evaluate()
+        if before:
+            self._tell(before)
+            self.at.before = self.at.last = [before.loss, before.accuracy]
+        self.at.samples_before = self._samples()
+
+    def _gradients(self, rows: list[Example]) -> tuple[float, int]:
+        """Gradients of a step's mean loss, over all processes; returns (loss, trained tokens)."""
+        self._mode(training=True)
         self.optimizer.zero_grad(set_to_none=True)
-        return total, norm, sum(batch.tokens for batch in batches), counted
+        batches = micro_batches(rows, self.at.token_budget)
+        counted = sum(len(batch.labels) for batch in batches)
+        total = 0.0
+        for batch in self.team.share(batches):
+            with self.noise:
+                loss = self.loss(batch)[0] / counted
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if self.team.size > 1:
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.team.add_up([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        return self.team.total(total), counted
 
-    def _schedule(self, step: int) -> float:
-        """Factor of the learning rate at a step from 1: a linear rise, then half a cosine down to zero."""
-        warm = max(1, round(self.total_steps * self.config.warmup))
-        if step <= warm:
-            return step / warm
-        return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, self.total_steps - warm + 1)))
+    def _clip(self) -> float:
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
 
-    def _count_steps(self) -> int:
-        per_epoch = math.ceil(len(self.train) / self.config.batch_size)
-        return self.config.max_steps or max(1, round(per_epoch * self.config.epochs))
+    def _held_out_sums(self) -> tuple[float, int, int]:
+        """(nats, right tokens, tokens) over the held-out rows."""
+        batches = micro_batches(self.held, self.at.token_budget)
+        nats, hits = 0.0, 0
+        for batch in self.team.share(batches):
+            loss, correct = self.loss(batch)
+            nats, hits = nats + float(loss), hits + int(correct)
+        return self.team.total(nats), round(self.team.total(hits)), sum(len(batch.labels) for batch in batches)
 
-    def _steps(self) -> Iterator[tuple[list[Example], bool]]:
-        """The rows of each step, and whether it ends an epoch, until all steps are done."""
-        lengths = [len(example.token_ids) for example in self.train]
-        done, epoch = 0, 0
-        while done < self.total_steps:
-            steps = epoch_steps(lengths, self.config.batch_size, self.config.seed, epoch)
-            for index, rows in enumerate(steps[: self.total_steps - done]):
-                yield [self.train[i] for i in rows], index == len(steps) - 1
-            done, epoch = done + len(steps), epoch + 1
+    def _mode(self, training: bool) -> None:
+        """Adapters learn or not; the base stays in eval mode, so that no dropout of its own takes part."""
+        for layer in self.attached.layers.values():
+            layer.training = training
 
-    def _report(self, step: int, loss: float, norm: float, tokens: int, elapsed: float) -> None:
-        rate = tokens / elapsed
+    def _with_memory(self, work: Callable[[], Result]) -> Result:
+        """Do it, with less at once where memory runs out. The step stays the same: only its pieces become smaller."""
+        random = pack_random()
+        while True:
+            try:
+                return work()
+            except (MemoryError, RuntimeError) as error:
+                if self.team.size > 1 or not is_out_of_memory(error):
+                    raise
+                what = str(error)
+            self._free()
+            unpack_random(random)
+            self._use_less(what)
+
+    def _free(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss.packing.layout = None
+        for group in self.shared:
+            group.forget()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _use_less(self, what: str) -> None:
+        """Halve the token budget, then recompute activations.
+
+        Raises:
+            TrainingFailed: neither is possible any more.
+        """
+        step, longest = self.at.step + 1, max(len(row.token_ids) for row in [*self.train, *self.held])
+        if self.at.token_budget > max(SMALLEST_BUDGET, min(longest, self.at.token_budget // 2)):
+            self.at.token_budget = max(self.at.token_budget // 2, SMALLEST_BUDGET)
+            said = f"token_budget is {self.at.token_budget} from here on, and the rows of a step stay the same"
+        elif not self.at.recompute and self.config.activation_checkpointing != "off" and self._set_recompute(True):
+            said = "activations are computed twice from here on, which is slower"
+        else:
+            raise TrainingFailed(
+                f"Memory ran out at step {step} with a token_budget of {self.at.token_budget}, where the longest row alone has "
+                f"{longest} tokens ({what.splitlines()[0][:120]}). Set max_length to {max(16, longest // 2)}, or choose a smaller base."
+            )
+        self.emit("notice", text=f"Memory ran out at step {step}: {said}.")
+
+    def _set_recompute(self, on: bool) -> bool:
+        able = recompute_blocks(self.model, on)
+        self.at.recompute = on and able
+        return able
+
+    def _evaluate_where_due(self, ends_epoch: bool) -> None:
+        every, step = self.config.eval_steps, self.at.step
+        if step != self.total_steps and not (step % every == 0 if every else ends_epoch):
+            return
+        found = self.evaluate()
+        if found is None:
+            return
+        self._tell(found)
+        self.at.last = [found.loss, found.accuracy]
+        if self.at.best is None or found.loss < self.at.best[0]:
+            self.at.best, self.at.best_step, self.at.worse = self.at.last, step, 0
+            if self.config.keep_best:
+                self.best = {name: p.detach().clone() for name, p in self.attached.parameters.items()}
+        else:
+            self.at.worse += 1
+        self.at.stopped_early = 0 < self.config.early_stopping <= self.at.worse and step < self.total_steps
+        if self.config.sample_prompts and step < self.total_steps and not self.at.stopped_early:
+            self._samples()
+
+    def _samples(self) -> list[dict[str, str]]:
+        """Answers of the adapter as it stands now, told as an event."""
+        if not self.prompts or not self.team.leads:
+            return []
+        self._mode(training=False)
+        ends = {int(i) for i in [self.tokenizer.eos_token_id] if i is not None}
+        with self.loss.packing.put_aside(self.model):
+            said = answer(self.model, [ids for _, ids in self.prompts], self.config.sample_tokens, ends, self.attached.prefix)
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
+        items = [{"prompt": prompt, "text": text} for (prompt, _), text in zip(self.prompts, texts, strict=True)]
+        self.emit("samples", step=self.at.step, items=items)
+        return items
+
+    def _save_where_due(self) -> None:
+        if self.checkpoints is None or not self.team.leads or self.at.step == self.total_steps:
+            return
+        if time.monotonic() - self.saved_at >= self.config.checkpoint_every_s:
+            self.checkpoints.save(self._snapshot())
+            self.emit("checkpoint", step=self.at.step)
+            self.saved_at = time.monotonic()
+
+    def _snapshot(self) -> Snapshot:
+        moments, plain = pack_optimizer(self.optimizer)
+        tensors = {f"adapter.{name}": p.detach() for name, p in self.attached.parameters.items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()} | moments | pack_random()
+        return Snapshot(self.at.step, tensors, {"at": vars(self.at), "optimizer": plain})
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.at = Position(**snapshot.state["at"])
+        self._load(_named(snapshot.tensors, "adapter."))
+        self.best = _named(snapshot.tensors, "best.")
+        unpack_optimizer(self.optimizer, {**snapshot.tensors, **snapshot.state["optimizer"]})
+        unpack_random(snapshot.tensors)
+        self._set_recompute(self.at.recompute)
+        self.resumed_from = self.at.step
+
+    @torch.no_grad()
+    def _load(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.attached.parameters.items():
+            parameter.copy_(values[name])
+
+    def _tell(self, found: Evaluation) -> None:
+        self.emit("eval", step=self.at.step, loss=found.loss, perplexity=found.perplexity, accuracy=found.accuracy)
+
+    def _report(self, loss: float, norm: float, rate: float) -> None:
+        at = self.at
         self.emit(
             "progress",
-            step=step,
+            step=at.step,
             steps=self.total_steps,
             loss=loss,
             grad_norm=norm,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            tokens=tokens,
-            tokens_per_s=rate,
-            elapsed_s=elapsed,
-            remaining_s=elapsed / step * (self.total_steps - step),
+            learning_rate=rate,
+            tokens=at.tokens,
+            tokens_per_s=at.tokens / at.seconds,
+            elapsed_s=at.seconds,
+            remaining_s=at.seconds / at.step * (self.total_steps - at.step),
+            memory_mb=_memory_mb(),
         )
+
+    def _outcome(self) -> Outcome:
+        return self.at.outcome(kept_best=bool(self.best), resumed_from=self.resumed_from, samples=self._samples())
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _memory_mb() -> int:
+    """What the training holds now: on CUDA the largest amount there so far, else this process's resident memory."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated() // 2**20)
+    return int(psutil.Process().memory_info().rss // 2**20)

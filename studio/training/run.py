@@ -7,6 +7,7 @@ does: stdin is a pipe that the parent holds, and its end means that the parent i
 import argparse
 import contextlib
 import errno
+import hashlib
 import os
 import sys
 import threading
@@ -26,12 +27,22 @@ from studio.training.config import TrainConfig
 from studio.training.events import Emit, emit_to_stdout
 
 LINEAGE_FILE = "studio.json"
+CHECKPOINTS = "checkpoints"
+# Options that do not change which adapter comes out.
+WATCHING = ("tracker", "sample_prompts", "sample_tokens", "checkpoint_every_s", "keep_checkpoints")
+TRACKED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "progress": ("train", ("loss", "grad_norm", "learning_rate", "tokens_per_s", "memory_mb")),
+    "eval": ("eval", ("loss", "perplexity", "accuracy")),
+}
 NICENESS = 5
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """All that a training process needs, as the worker writes it into JOB.json."""
+    """All that a training process needs, as the worker writes it into JOB.json.
+
+    `job_folder` takes checkpoints and event files; `memory_limit_mb` 0 leaves the training what is free.
+    """
 
     base_path: str
     base_name: str
@@ -40,7 +51,10 @@ class JobSpec:
     dataset_name: str
     dataset_hash: str
     adapter_folder: str
+    adapter_name: str
+    job_folder: str
     config: dict[str, Any]
+    memory_limit_mb: int = 0
 
 
 def train(spec: JobSpec, emit: Emit) -> None:
@@ -50,25 +64,87 @@ def train(spec: JobSpec, emit: Emit) -> None:
         StudioError: in words for the user. MemoryError, RuntimeError: from torch.
     """
     from studio.bases.loading import load_model, load_tokenizer
+    from studio.bases.originals import original_weights
     from studio.datasets.library import open_arrow
     from studio.datasets.rendering import render_all
+    from studio.training import memory
+    from studio.training.checkpoint import CheckpointFolder
     from studio.training.loop import Trainer
+    from studio.training.team import join_team
+    from studio.training.trackers import check_installed, open_tracker
 
     config = TrainConfig(**spec.config)
+    check_installed(config.tracker)
+    team = join_team(config.devices)
+    emit = emit if team.leads else _say_nothing
     emit("state", state="loading")
     tokenizer = load_tokenizer(Path(spec.base_path), spec.base_name)
     conversations = (row["messages"] for row in open_arrow(Path(spec.dataset_path)))
     rendered = render_all(tokenizer, conversations, config.max_length, config.over_length)
     for text in rendered.notices:
         emit("notice", text=text)
-    model = load_model(Path(spec.base_path), config.quantization, spec.base_name)
-    trainer = Trainer(model, rendered.examples, config, emit)
+    limit = spec.memory_limit_mb or memory.free_mb()
+    memory.limit_memory(limit)
+    config = _made_to_fit(spec, config, max((len(row.token_ids) for row in rendered.examples), default=0), limit, emit)
+    tracker = open_tracker(config.tracker, Path(spec.job_folder), spec.adapter_name, spec.config, emit) if team.leads else None
+    trainer = Trainer(
+        load_model(Path(spec.base_path), config.quantization, spec.base_name),
+        rendered.examples,
+        config,
+        emit if tracker is None else tracked(emit, tracker.log),
+        tokenizer=tokenizer,
+        original=original_weights(Path(spec.base_path)) if config.init == "loftq" else None,
+        checkpoints=CheckpointFolder(Path(spec.job_folder) / CHECKPOINTS, identity(spec), config.keep_checkpoints),
+        team=team,
+    )
     emit("state", state="training")
-    outcome = trainer.fit()
+    try:
+        outcome = trainer.fit()
+    finally:
+        if tracker is not None:
+            tracker.close()
+    if not team.leads:
+        return
     emit("state", state="saving")
     metrics = {**asdict(outcome), "peak_rss_mb": peak_rss_mb(), "truncated": rendered.truncated, "dropped": rendered.dropped}
     save(spec, trainer, metrics)
     emit("done", **metrics)
+
+
+def identity(spec: JobSpec) -> str:
+    """SHA-256 of all that decides which adapter comes out: a checkpoint of another identity is not taken up."""
+    config = {key: value for key, value in spec.config.items() if key not in WATCHING}
+    parts = [spec.base_fingerprint, spec.dataset_hash, config]
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def tracked(emit: Emit, log: Callable[[int, dict[str, float]], None]) -> Emit:
+    """An emit that hands curves to a tracker as well."""
+
+    def both(kind: str, **data: Any) -> None:
+        emit(kind, **data)
+        if kind in TRACKED:
+            group, keys = TRACKED[kind]
+            log(int(data["step"]), {f"{group}/{key}": float(data[key]) for key in keys})
+
+    return both
+
+
+def _made_to_fit(spec: JobSpec, config: TrainConfig, longest_row: int, limit_mb: int, emit: Emit) -> TrainConfig:
+    """The configuration with a token budget that this machine's memory allows; says so where it had to be changed."""
+    from studio.training.memory import fitting
+
+    fits = fitting(Path(spec.base_path), config, longest_row, limit_mb)
+    if fits != config:
+        twice = ", with activations computed twice" if fits.activation_checkpointing == "on" else ""
+        emit(
+            "notice", text=f"With {limit_mb:,} MB of memory, token_budget is {fits.token_budget}{twice}; the rows of a step stay the same."
+        )
+    return fits
+
+
+def _say_nothing(kind: str, **data: Any) -> None:
+    """What the other processes of a team say: the first one speaks for all."""
 
 
 def save(spec: JobSpec, trainer: Any, metrics: dict[str, Any]) -> None:

@@ -1,0 +1,21 @@
+"""Activation checkpointing: keep the input of each block alone, and compute the rest again in the backward pass."""
+
+from typing import Any
+
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def recompute_blocks(model: Any, on: bool) -> bool:
+    """Turn it on or off; returns whether the model has blocks that can do it.
+
+    Blocks recompute while they count as training. Only the blocks themselves do: what is inside them stays in eval
+    mode, so that no dropout of the base wakes up.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if blocks and on:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif blocks:
+        model.gradient_checkpointing_disable()
+    for block in blocks:
+        block.training = on
+    return bool(blocks)
