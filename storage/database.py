@@ -64,10 +64,10 @@ def _begin(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest revision, in one transaction that other processes wait for."""
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to a revision, the newest where left out, in one transaction that other processes wait for."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

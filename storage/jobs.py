@@ -26,11 +26,10 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def add(self, record: JobRecord) -> JobRecord:
-        """Put a job at the end of the queue."""
+    def add(self, *records: JobRecord) -> None:
+        """Put jobs at the end of the queue, all of them or none."""
         with self.database.write() as session:
-            session.add(JobRow(**asdict(record)))
-        return record
+            session.add_all(JobRow(**asdict(record)) for record in records)
 
     def get(self, job_id: str) -> JobRecord:
         """One job.
@@ -44,11 +43,17 @@ class Jobs:
                 raise RecordNotFound("job", job_id)
             return to_record(JobRecord, row)
 
-    def all(self, states: tuple[str, ...] = (), limit: int = 200) -> list[JobRecord]:
-        """The newest jobs first, of these states or of all."""
+    def all(self, states: tuple[str, ...] = (), limit: int | None = 200) -> list[JobRecord]:
+        """The newest jobs first, of these states or of all; `limit` None gives every one."""
         query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id).limit(limit)
         if states:
             query = query.where(JobRow.state.in_(states))
+        with self.database.read() as session:
+            return [to_record(JobRecord, row) for row in session.scalars(query)]
+
+    def of_group(self, group: str) -> list[JobRecord]:
+        """The jobs that were submitted together, oldest first."""
+        query = select(JobRow).where(JobRow.group == group).order_by(JobRow.created_at, JobRow.id)
         with self.database.read() as session:
             return [to_record(JobRecord, row) for row in session.scalars(query)]
 

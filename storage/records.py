@@ -35,7 +35,7 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One training job with its frozen configuration and the progress of its newest attempt."""
+    """One training job with its frozen configuration and the progress of its newest attempt. Jobs of one sweep share `group`."""
 
     id: str
     state: str
@@ -55,11 +55,12 @@ class JobRecord:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class EventRecord:
-    """One line that a training process wrote: kind is notice, progress, eval, state, done or failed."""
+    """One line that a training process wrote: the kinds are those of `studio.training.events`."""
 
     id: int
     job_id: str

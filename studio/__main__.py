@@ -24,7 +24,7 @@ app = typer.Typer(help="Train, keep and chat with QLoRA adapters on one shared b
 base_app, dataset_app, job_app, adapter_app = (typer.Typer(no_args_is_help=True) for _ in range(4))
 app.add_typer(base_app, name="base", help="Base models: fetch, list.")
 app.add_typer(dataset_app, name="dataset", help="Datasets: add, list, show, rm.")
-app.add_typer(job_app, name="job", help="Training jobs: list, show, logs, cancel, retry.")
+app.add_typer(job_app, name="job", help="Training jobs: list, show, compare, logs, cancel, retry.")
 app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, rename, export, rm.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -133,20 +133,25 @@ def train(
     base: Annotated[str, typer.Option(help="Name of the base; the resident one where left out.")] = "",
     preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "balanced",
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the preset.")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option("--sweep", metavar="KEY=VALUE,VALUE", help="Train one adapter for each combination of values.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Work on the queue here until the job is over.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Queue a training job; with --wait, run it."""
+    """Queue a training job, or one for each combination of a sweep; with --wait, run it."""
+    from studio.jobs.sweep import parse_axes
     from studio.training.config import parse_overrides
 
+    chosen: dict[str, Any] = {"dataset": dataset, "base": base or None, "preset": preset, "overrides": parse_overrides(changes or [])}
+    axes = parse_axes(sweep or [])
     with opened() as studio:
-        job = studio.train(dataset, name, base or None, preset, parse_overrides(changes or []))
+        jobs = studio.sweep(name=name, axes=axes, **chosen) if axes else [studio.train(adapter=name, **chosen)]
         if wait:
-            job = studio.train_and_wait(job, _print_event)
-        show(_job_result(job), as_json)
-        if job.state == "failed":
-            say(job.reason)
-            raise typer.Exit(1)
+            jobs = [studio.train_and_wait(job, _print_event) for job in jobs]
+        results = [_job_result(job) for job in jobs]
+        show({"group": jobs[0].group, "jobs": results} if axes else results[0], as_json, _lines_of(jobs) if axes else "")
+        _exit_where_failed(jobs)
 
 
 @job_app.command("list")
@@ -168,6 +173,16 @@ def job_show(job: str, as_json: Json = False) -> None:
         show(asdict(studio.queue.get(job)), as_json)
 
 
+@job_app.command("compare")
+def job_compare(group: Annotated[str, typer.Argument(help="The group of a sweep.")], as_json: Json = False) -> None:
+    """Put the jobs of a sweep side by side."""
+    with opened() as studio:
+        found = studio.queue.compare(group)
+        rows = [_job_result(job) | {"options": job.config["sweep"]["options"], "best": job.id == found.best} for job in found.jobs]
+        lines = [f"{_numbers_of(row)}{'  best' if row['best'] else ''}" for row in rows]
+        show({"group": group, "name": found.name, "jobs": rows}, as_json, "\n".join(lines))
+
+
 @job_app.command("logs")
 def job_logs(job: str, as_json: Json = False) -> None:
     """Print a job's events and its log."""
@@ -180,18 +195,26 @@ def job_logs(job: str, as_json: Json = False) -> None:
 
 @job_app.command("cancel")
 def job_cancel(job: str, as_json: Json = False) -> None:
-    """Cancel a waiting or running job."""
+    """Cancel a waiting or running job, or all of a sweep by its group."""
     with opened() as studio:
+        if studio.queue.group(job):
+            cancelled = [record.id for record in studio.queue.cancel_group(job)]
+            show({"group": job, "cancelled": cancelled}, as_json, f"{len(cancelled)} jobs were cancelled.")
+            return
         record = studio.queue.cancel(job)
         show({"job": record.id, "state": record.state, "cancel_requested": record.cancel_requested}, as_json)
 
 
 @job_app.command("retry")
-def job_retry(job: str, as_json: Json = False) -> None:
-    """Queue a failed or cancelled job again."""
+def job_retry(
+    job: str,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Forget its checkpoints and begin at the first step.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Queue a failed or cancelled job again; it goes on at its newest checkpoint."""
     with opened() as studio:
-        record = studio.queue.retry(job)
-        show({"job": record.id, "state": record.state}, as_json)
+        record = studio.queue.retry(job, from_start)
+        show({"job": record.id, "state": record.state, "resumes_at_step": studio.queue.resume_step(job)}, as_json)
 
 
 @app.command()
@@ -324,8 +347,31 @@ def _print_event(event: "EventRecord") -> None:
         say(f"step {data['step']}/{data['steps']}  loss {data['loss']:.3f}  {left}")
     elif event.kind == "eval":
         say(f"held-out loss {data['loss']:.3f} at step {data['step']}")
+    elif event.kind == "samples":
+        for item in data["items"]:
+            say(f"> {item['prompt']}\n{item['text']}")
     elif event.kind in ("notice", "state"):
         say(data.get("text") or data["state"])
+
+
+def _numbers_of(row: dict[str, Any]) -> str:
+    options = " ".join(f"{key}={value}" for key, value in row["options"].items())
+    loss, rate = row["eval_loss"], row["tokens_per_s"]
+    measured = [f"held-out loss {loss:.3f}" if loss is not None else "", f"{rate:.0f} tokens/s" if rate is not None else ""]
+    return "  ".join([row["job"], row["state"], options, *filter(None, measured)])
+
+
+def _lines_of(jobs: list["JobRecord"]) -> str:
+    lines = [f"{job.id}  {job.state}  {job.adapter_name}" for job in jobs]
+    return "\n".join([*lines, f"Compare them: python -m studio job compare {jobs[0].group}"])
+
+
+def _exit_where_failed(jobs: list["JobRecord"]) -> None:
+    failed = [job for job in jobs if job.state == "failed"]
+    for job in failed:
+        say(job.reason)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _job_result(job: "JobRecord") -> dict[str, Any]:

@@ -6,32 +6,40 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from storage import files
 from storage.database import Database
 from storage.jobs import OPEN, QUEUED, RUNNING, Jobs
-from storage.records import AdapterRecord, BaseRecord, EventRecord, JobRecord
+from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecord, JobRecord
 from storage.repositories import Adapters, Bases, Datasets
 from studio.adapters.catalog import AdapterCatalog
 from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
-from studio.bases.loading import device_name
+from studio.bases.loading import device_name, load_tokenizer
 from studio.bases.sources import Say
 from studio.chat.sampling import Sampling
 from studio.chat.service import BASE_NAME, Chat, Reply, Stream
 from studio.datasets.library import DatasetLibrary
+from studio.datasets.rendering import render
 from studio.errors import NotFound
+from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.queue import Queue
+from studio.jobs.sweep import Axes, plan
 from studio.jobs.worker import Worker
 from studio.settings import Settings
 from studio.training.config import DEFAULT_PRESET, make_config
 
+if TYPE_CHECKING:
+    from studio.training.memory import Estimate
+
 log = logging.getLogger(__name__)
 STALE_S = 24 * 3600.0
 TRY_IT_DATASET = "Angry bird"
+SERVED_METHODS = ("lora",)
+LONGEST_ROWS = 8  # the row with the most tokens is among the few with the most bytes
 
 
 @dataclass(frozen=True)
@@ -64,12 +72,14 @@ class Studio:
         self._database = Database(settings.url)
         jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
+        self._longest_rows: dict[tuple[str, str], int] = {}
         self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
         self.datasets = DatasetLibrary(datasets, home / "datasets", settings.max_upload_bytes)
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
-        self.queue = Queue(jobs, adapters, datasets)
+        checkpoints = Checkpoints(home / "jobs")
+        self.queue = Queue(jobs, adapters, datasets, checkpoints)
         self.chat = Chat(self.bases, self.adapters, settings.quantization, settings.slots, settings.max_batch)
-        self.worker = Worker(jobs, bases, datasets, home, settings.lease_s, settings.max_losses)
+        self.worker = Worker(jobs, bases, datasets, checkpoints, settings)
         self.datasets.add_samples()
 
     def close(self) -> None:
@@ -114,6 +124,67 @@ class Studio:
         config = make_config(preset, overrides)
         chosen = self.bases.get(base) if base else self.default_base()
         return self.queue.submit(adapter, chosen, self.datasets.get(dataset), config)
+
+    def sweep(
+        self,
+        dataset: str,
+        name: str,
+        base: str | None = None,
+        preset: str = DEFAULT_PRESET,
+        overrides: dict[str, Any] | None = None,
+        axes: Axes | None = None,
+    ) -> list[JobRecord]:
+        """Queue one training for each combination of the axes' values, all of them or none.
+
+        Args:
+            name: begins each adapter's name. axes: options with their values, such as {"rank": ["8", "16"]}; the
+                others are as in `train`.
+
+        Raises:
+            NotFound. NameTaken. InvalidInput: names the option or the adapter that is wrong.
+        """
+        variants = plan(name, preset, overrides or {}, axes or {})
+        chosen = self.bases.get(base) if base else self.default_base()
+        return self.queue.submit_group(name, variants, chosen, self.datasets.get(dataset))
+
+    def estimate(
+        self,
+        dataset: str | None,
+        base: str | None = None,
+        preset: str = DEFAULT_PRESET,
+        overrides: dict[str, Any] | None = None,
+        axes: Axes | None = None,
+    ) -> "Estimate":
+        """What a training would need of this machine's memory, before it is queued; of a sweep, its largest one.
+
+        Args:
+            dataset: None counts rows as long as max_length. The others are as in `sweep`.
+
+        Raises:
+            NotFound. InvalidInput: names the option and its range.
+        """
+        from studio.training.memory import estimate
+
+        changes = overrides or {}
+        configs = [variant.config for variant in plan("", preset, changes, axes)] if axes else [make_config(preset, changes)]
+        chosen = self.bases.get(base) if base else self.default_base()
+        longest = self._longest_row(self.datasets.get(dataset), chosen) if dataset else None
+        return max((estimate(self.bases.path(chosen), config, longest) for config in configs), key=lambda found: found.total_mb)
+
+    def _longest_row(self, dataset: DatasetRecord, base: BaseRecord) -> int:
+        """Tokens of the longest row, measured once on the few that have the most text."""
+        key = (dataset.content_hash, base.fingerprint)
+        if key not in self._longest_rows:
+            tokenizer = load_tokenizer(self.bases.path(base), base.name)
+            rows = self.datasets.longest(dataset, LONGEST_ROWS)
+            self._longest_rows[key] = max(len(render(tokenizer, row).token_ids) for row in rows)
+        return self._longest_rows[key]
+
+    def gpus(self) -> int:
+        """How many CUDA devices this machine has."""
+        import torch
+
+        return torch.cuda.device_count()
 
     def try_it(self) -> JobRecord:
         """Train the angry bird with the quick way to a first result, under a name that is free."""
@@ -177,7 +248,12 @@ class Studio:
 
     def adapters_of(self, base: BaseRecord) -> list[AdapterRecord]:
         """Adapters that can speak through this base."""
-        return [a for a in self.adapters.all() if a.base_fingerprint == base.fingerprint]
+        return [a for a in self.adapters.all() if a.base_fingerprint == base.fingerprint and self.can_chat(a)]
+
+    @staticmethod
+    def can_chat(adapter: AdapterRecord) -> bool:
+        """Whether the chat serves this kind of adapter; the others can be downloaded and used elsewhere."""
+        return adapter.config.get("method", "lora") in SERVED_METHODS
 
     def quantization_cost(self, base: str, quantization: str) -> str:
         """What a form of the weights costs a base, in a sentence; empty where it costs nothing or was not measured."""

@@ -22,9 +22,11 @@ from storage.errors import DuplicateName, LeaseLost
 from storage.jobs import CANCELLED, FAILED, QUEUED, Jobs
 from storage.records import AdapterRecord, BaseRecord, JobRecord
 from storage.repositories import Bases, Datasets
+from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.process import TrainingProcess
 from studio.jobs.queue import training_config
 from studio.lora.files import adapter_sha256
+from studio.settings import Settings
 from studio.training.run import LINEAGE_FILE, JobSpec
 
 POLL_S = 0.4
@@ -35,17 +37,17 @@ class Worker:
     """Runs one job after another.
 
     Args:
-        jobs, bases, datasets: the tables. home: the studio's folder. lease_s: how long a silent worker keeps a job.
-        max_losses: a job whose worker dies this many times has failed.
+        jobs, bases, datasets: the tables. checkpoints: kept while a job is not done. settings: home, leases and limits.
     """
 
-    def __init__(self, jobs: Jobs, bases: Bases, datasets: Datasets, home: Path, lease_s: float, max_losses: int) -> None:
-        self.jobs, self.bases, self.datasets, self.home = jobs, bases, datasets, home
-        self.lease_s, self.max_losses = lease_s, max_losses
+    def __init__(self, jobs: Jobs, bases: Bases, datasets: Datasets, checkpoints: Checkpoints, settings: Settings) -> None:
+        self.jobs, self.bases, self.datasets, self.checkpoints = jobs, bases, datasets, checkpoints
+        self.home, self.lease_s, self.max_losses = settings.home, settings.lease_s, settings.max_losses
+        self.memory_limit_mb = settings.memory_limit_mb
         self.owner = _identity(os.getpid()) + f":{files.new_id()[:6]}"
         # The machine's one device slot. The system frees it when its holder dies.
-        (home / "jobs").mkdir(parents=True, exist_ok=True)
-        self._device = FileLock(home / "jobs" / "device.lock")
+        (self.home / "jobs").mkdir(parents=True, exist_ok=True)
+        self._device = FileLock(self.home / "jobs" / "device.lock")
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -99,7 +101,7 @@ class Worker:
             if self.adapter_folder(job).exists():  # an earlier attempt died between its last two steps
                 self._register(job, base)
                 return
-            process = TrainingProcess(self._write_spec(job, base), self.log_path(job.id))
+            process = TrainingProcess(self._write_spec(job, base), self.log_path(job.id), int(training_config(job).get("devices", 1)))
         except OSError as error:
             self.jobs.end(job, FAILED, f"The job could not start: {error.strerror or error}. Mend that and retry it.", time.time())
             return
@@ -118,8 +120,7 @@ class Worker:
             reason = next((data["reason"] for _, kind, data in events if kind == "failed"), reason)
             if events:
                 for _, kind, data in events:
-                    if kind in ("progress", "state"):
-                        progress = {**progress, **data}
+                    progress = {**progress, **_newest(kind, data)}
                 self.jobs.record(job, events, progress)
             if status is not None:
                 break
@@ -136,7 +137,7 @@ class Worker:
             self._register(job, base)
         else:
             self._discard(job)
-            self.jobs.end(job, FAILED, reason or _exit_reason(status), time.time())
+            self.jobs.end(job, FAILED, reason or _exit_reason(status, self.checkpoints.resume_step(job.id)), time.time())
 
     def _register(self, job: JobRecord, base: BaseRecord) -> None:
         """Insert the adapter and end the job, in one transaction."""
@@ -161,6 +162,7 @@ class Worker:
         )
         try:
             self.jobs.finish(job, record, lineage["metrics"], time.time())
+            self.checkpoints.remove(job.id)
         except DuplicateName:
             self._discard(job)
             why = f"Another adapter took the name {job.adapter_name!r} while this one trained; rename that one, then retry."
@@ -175,7 +177,10 @@ class Worker:
             "dataset_name": job.config["dataset_name"],
             "dataset_hash": job.config["dataset_hash"],
             "adapter_folder": str(self.adapter_folder(job)),
+            "adapter_name": job.adapter_name,
+            "job_folder": str(self.home / "jobs" / job.id),
             "config": training_config(job),
+            "memory_limit_mb": self.memory_limit_mb,
         }
         path = self.home / "jobs" / job.id / "job.json"
         files.write_file(path, orjson.dumps(JobSpec(**spec), option=orjson.OPT_INDENT_2))
@@ -211,12 +216,20 @@ def _is_alive(owner: str) -> bool:
         return False
 
 
-def _exit_reason(status: int) -> str:
+def _newest(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    """What an event changes in the job's progress."""
+    if kind in ("progress", "state"):
+        return data
+    return {"eval_loss": data["loss"]} if kind == "eval" else {}
+
+
+def _exit_reason(status: int, resume_step: int | None) -> str:
+    again = "A retry begins at the start" if resume_step is None else f"A retry resumes at step {resume_step:,}"
     if status == -signal.SIGKILL:
         return (
-            "The training process was killed, most often because memory ran out. "
-            "Lower token_budget or max_length, or choose a smaller base; then retry."
+            f"The training process was killed, most often because memory ran out. {again}; if it is killed again, "
+            "start a new training with a lower token_budget or max_length, or on a smaller base."
         )
     if status < 0:
-        return f"The training process was ended by signal {-status}; retry the job."
+        return f"The training process was ended by signal {-status}. {again}."
     return f"The training process ended with status {status} and gave no reason; the job's log has the details."

@@ -263,6 +263,10 @@ def test_a_job_whose_rows_are_all_left_out_fails_with_what_to_do(shell: Shell) -
         (["train", "--dataset", "Angry bird", "--name", "x", "--set", "epochs=many"], ["option epochs is 'many'", "Range 0 to 100"]),
         (["train", "--dataset", "Angry bird", "--name", "x", "--set", "over_length=cut"], ["'truncate' or 'drop'"]),
         (["train", "--dataset", "Angry bird", "--name", "x", "--set", "quantization=int3"], ["option quantization is 'int3'", "'nf4'"]),
+        (["train", "--dataset", "Angry bird", "--name", "x", "--sweep", "rank"], ["'rank' is not OPTION=VALUE,VALUE", "rank=8,16"]),
+        (["train", "--dataset", "Angry bird", "--name", "x", "--sweep", "rank=4,0"], ["option rank is '0'", "Range 1 to 256"]),
+        (["job", "compare", "nowhere"], ["no sweep 'nowhere'"]),
+        (["job", "retry", "nowhere", "--from-start"], ["no job 'nowhere'"]),
         (["train", "--dataset", "Angry bird", "--name", "x", "--preset", "fast"], ["no preset 'fast'", "quick, balanced, thorough"]),
         (["dataset", "show", "Gulls"], ["no dataset named 'Gulls'", "'Angry bird'"]),
         (["dataset", "rm", "Gulls"], ["no dataset named 'Gulls'"]),
@@ -446,6 +450,30 @@ def test_an_export_that_cannot_be_written_is_told(shell: Shell) -> None:
 
 
 # What works: one JSON object a command
+
+
+def test_a_sweep_trains_one_adapter_for_each_value_and_compares_them(shell: Shell) -> None:
+    sweep = ["train", "--dataset", "Angry bird", "--name", "owl", *STEPS, "--sweep", "seed=0,1"]
+    assert "The option rank is swept and also set to 2" in shell.refuse(*sweep, "--sweep", "rank=2,4")
+    done = shell.run(*sweep, "--wait", "--json").json
+    assert [(job["state"], job["adapter"]) for job in done["jobs"]] == [("done", "owl seed=0"), ("done", "owl seed=1")]
+    compared = shell.run("job", "compare", done["group"], "--json").json
+    best = min(done["jobs"], key=lambda job: job["eval_loss"])
+    assert compared["name"] == "owl" and [job["options"] for job in compared["jobs"]] == [{"seed": "0"}, {"seed": "1"}]
+    assert [job["job"] for job in compared["jobs"] if job["best"]] == [best["job"]]
+    lines = shell.run("job", "compare", done["group"]).out.splitlines()
+    assert len(lines) == 2 and re.search(r"done  seed=\d  held-out loss [\d.]+  \d+ tokens/s  best$", "\n".join(lines), re.M)
+    assert "nothing to cancel" in shell.refuse("job", "cancel", done["group"])
+
+
+def test_a_waiting_sweep_is_cancelled_by_its_group_and_a_job_of_it_retried(shell: Shell) -> None:
+    queued = shell.run("train", "--dataset", "Angry bird", "--name", "owl", "--sweep", "rank=2,4", "--json").json
+    jobs = {job["job"] for job in queued["jobs"]}
+    cancelled = shell.run("job", "cancel", queued["group"], "--json").json
+    assert cancelled["group"] == queued["group"] and set(cancelled["cancelled"]) == jobs
+    job = jobs.pop()
+    retried = shell.run("job", "retry", job, "--from-start", "--json").json
+    assert retried == {"job": job, "state": "queued", "resumes_at_step": None}
 
 
 def test_a_trained_adapter_goes_its_way_through_every_command(shell: Shell, tmp_path: Path) -> None:

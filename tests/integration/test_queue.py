@@ -16,7 +16,8 @@ from peft import PeftModel
 
 from storage.errors import LeaseLost
 from storage.records import JobRecord
-from studio.errors import InvalidInput, NameTaken
+from studio.errors import InvalidInput, NameTaken, NotFound
+from studio.jobs.worker import _exit_reason
 from studio.lora.files import read_adapter
 from studio.services import Studio
 from tests.conftest import ROOT
@@ -69,7 +70,7 @@ def start(studio: Studio, *command: str) -> subprocess.Popen[bytes]:
 
 
 def test_jobs_run_in_their_order_and_end_in_the_catalog_with_lineage(studio: Studio) -> None:
-    jobs = [submit(studio, f"bird {i}", {**TINY, "seed": i}) for i in range(3)]
+    jobs = [submit(studio, f"bird {i}", {**TINY, "seed": i, "checkpoint_every_s": 0}) for i in range(3)]
     assert [j.id for j in studio.queue.open()] == [j.id for j in jobs]
     studio.worker.start()
     wait_for(lambda: all(studio.queue.get(j.id).state == "done" for j in jobs), 120)
@@ -83,6 +84,7 @@ def test_jobs_run_in_their_order_and_end_in_the_catalog_with_lineage(studio: Stu
     assert len({studio.adapters.get(f"bird {i}").sha256 for i in range(3)}) == 3
     steps = [e.data["step"] for e in studio.queue.events(done[0].id, kinds=("progress",))]
     assert steps == [1, 2, 3, 4]
+    assert not any(studio.queue.checkpoints.path(j.id).exists() for j in jobs)  # what is done resumes no more
     assert_nothing_half_written(studio)
 
 
@@ -119,6 +121,58 @@ def test_cancel_of_a_waiting_and_of_a_running_job(studio: Studio) -> None:
     assert_nothing_half_written(studio)
 
 
+def end_with_a_checkpoint(studio: Studio, state: str) -> JobRecord:
+    """Play a worker whose trainer kept step 7 and then ended."""
+    job = studio.queue.jobs.claim("test", time.time(), 60.0)
+    assert job is not None
+    for step in (5, 7):
+        (studio.queue.checkpoints.path(job.id) / f"step-{step:09d}").mkdir(parents=True)
+    studio.queue.jobs.end(job, state, "", time.time())
+    return job
+
+
+def test_a_job_keeps_its_checkpoint_for_the_retry_unless_it_starts_over(studio: Studio) -> None:
+    submit(studio, "a", TINY)
+    job = end_with_a_checkpoint(studio, "failed")
+    assert studio.queue.resume_step(job.id) == 7
+    assert "A retry resumes at step 7;" in _exit_reason(-signal.SIGKILL, studio.queue.resume_step(job.id))
+    assert studio.queue.retry(job.id).state == "queued" and studio.queue.resume_step(job.id) == 7
+    with pytest.raises(InvalidInput):
+        studio.queue.retry(job.id, from_start=True)  # it waits already, and keeps what it has
+    assert studio.queue.resume_step(job.id) == 7
+    studio.queue.cancel(job.id)
+    assert studio.queue.retry(job.id, from_start=True).state == "queued"
+    assert studio.queue.resume_step(job.id) is None and not studio.queue.checkpoints.path(job.id).exists()
+    (studio.queue.checkpoints.path(job.id) / ".partial-step-000000008").mkdir(parents=True)  # half-written, so it is none
+    assert studio.queue.resume_step(job.id) is None
+
+
+def test_a_sweep_is_queued_whole_or_not_at_all(studio: Studio) -> None:
+    taken = submit(studio, "gull rank=4 seed=1", TINY)
+    axes = {"rank": ["2", "4"], "seed": ["0", "1"]}
+    with pytest.raises(NameTaken, match=taken.id):
+        studio.sweep("Angry bird", "gull", axes=axes)
+    with pytest.raises(InvalidInput, match="The option seed is '-1'"):
+        studio.sweep("Angry bird", "owl", axes={"seed": ["0", "-1"]})
+    with pytest.raises(InvalidInput, match="at most 80"):
+        studio.sweep("Angry bird", "o" * 79, axes=axes)
+    assert studio.queue.open() == [taken]
+    jobs = studio.sweep("Angry bird", " owl ", preset="quick", axes=axes)
+    assert [job.adapter_name for job in studio.queue.open()[1:]] == [
+        "owl rank=2 seed=0",
+        "owl rank=2 seed=1",
+        "owl rank=4 seed=0",
+        "owl rank=4 seed=1",
+    ]
+    found = studio.queue.compare(jobs[0].group)
+    assert (found.name, found.options, [job.id for job in found.jobs]) == ("owl", ["rank", "seed"], [job.id for job in jobs])
+    assert len(studio.queue.cancel_group(jobs[0].group)) == 4 and studio.queue.open() == [taken]
+    with pytest.raises(InvalidInput, match="nothing to cancel"):
+        studio.queue.cancel_group(jobs[0].group)
+    with pytest.raises(NotFound, match="no sweep 'nowhere'"):
+        studio.queue.compare("nowhere")
+
+
 def test_names_that_are_taken_are_refused_at_once(studio: Studio) -> None:
     job = submit(studio, "bird", TINY)
     with pytest.raises(NameTaken, match=job.id):
@@ -135,7 +189,8 @@ def test_kill_9_of_the_training_process_fails_the_job_with_a_reason(studio: Stud
     (child,) = children_of(os.getpid())
     child.send_signal(signal.SIGKILL)
     wait_for(lambda: studio.queue.get(job.id).state == "failed")
-    assert "was killed, most often because memory ran out" in studio.queue.get(job.id).reason
+    reason = studio.queue.get(job.id).reason
+    assert "was killed, most often because memory ran out" in reason and "A retry begins at the start" in reason
     wait_for(lambda: studio.queue.get(after.id).state == "done")  # the queue goes on
     assert_nothing_half_written(studio)
 

@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from studio.errors import InvalidInput
 from studio.training.config import (
     DEFAULT_PRESET,
+    GROUPS,
     PRESETS,
     TrainConfig,
     field_choices,
+    field_group,
     field_help,
     field_range,
     make_config,
@@ -20,6 +22,8 @@ from studio.training.config import (
 
 NUMBERS = [name for name, field in TrainConfig.model_fields.items() if field.annotation in (int, float)]
 CHOICES = [name for name in TrainConfig.model_fields if field_choices(name)]
+SWITCHES = [name for name, field in TrainConfig.model_fields.items() if field.annotation is bool]
+TEXTS = [name for name, field in TrainConfig.model_fields.items() if field.annotation is str]
 
 
 def written(bound: float) -> str:
@@ -33,8 +37,9 @@ def test_every_option_has_a_line_of_help(name: str) -> None:
     assert len(help_) > 15 and help_.endswith(".") and "\n" not in help_
 
 
-def test_every_option_is_a_number_with_a_range_a_choice_or_the_targets() -> None:
-    assert set(TrainConfig.model_fields) == {*NUMBERS, *CHOICES, "targets"}
+def test_every_option_is_a_number_with_a_range_a_choice_a_switch_or_a_text() -> None:
+    assert set(TrainConfig.model_fields) == {*NUMBERS, *CHOICES, *SWITCHES, *TEXTS}
+    assert TEXTS == ["targets", "layers", "sample_prompts"]
     for name in NUMBERS:
         low, high = field_range(name)
         assert low is not None and high is not None and low < high
@@ -91,6 +96,18 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(name: str) -> None
     assert all(choice in str(caught.value) for choice in field_choices(name))
     for choice in field_choices(name):
         assert getattr(make_config(overrides={name: choice}), name) == choice
+
+
+def test_every_option_stands_in_a_group_and_every_group_has_options() -> None:
+    assert {field_group(name) for name in TrainConfig.model_fields} == set(GROUPS)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_takes_the_words_of_the_command_line(name: str) -> None:
+    for word, on in {"true": True, "1": True, "on": True, "false": False, "0": False}.items():
+        assert getattr(make_config(overrides={name: word}), name) is on
+    with pytest.raises(InvalidInput, match=f"The option {name} is 'perhaps'"):
+        make_config(overrides={name: "perhaps"})
 
 
 def test_text_of_the_command_line_becomes_numbers() -> None:

@@ -4,13 +4,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import MetaData, create_engine, inspect
 from sqlalchemy.exc import IntegrityError
 
 from storage import files
@@ -72,6 +72,30 @@ def test_the_migrations_make_the_schema_of_the_tables(database: Database) -> Non
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, Table.metadata) == []
+
+
+def test_a_database_of_the_first_revision_keeps_its_jobs_and_their_events(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studio.db'}"
+    engine = create_engine(url)
+    migrate(engine, "0001")
+    rows = {
+        "base": asdict(BASE),
+        "job": {key: value for key, value in asdict(job(1, 1.0)).items() if key != "group"},
+        "job_event": {"job_id": "j1", "attempt": 1, "at": 2.0, "kind": "notice", "data": {"text": "old"}},
+        "adapter": asdict(ADAPTER),
+    }
+    first = MetaData()
+    with engine.begin() as connection:
+        first.reflect(connection)
+        assert "group" not in first.tables["job"].columns
+        for table, values in rows.items():
+            connection.execute(first.tables[table].insert().values(values))
+    engine.dispose()
+    database = Database(url)
+    assert Jobs(database).get("j1") == job(1, 1.0) and Jobs(database).of_group("") == [job(1, 1.0)]
+    assert [event.data for event in Jobs(database).events("j1")] == [{"text": "old"}]
+    assert Adapters(database).all() == [ADAPTER]
+    database.close()
 
 
 def test_two_processes_may_open_a_new_database_at_once(tmp_path: Path) -> None:
@@ -187,6 +211,22 @@ def test_an_adapter_and_its_jobs_end_appear_together_or_not_at_all(database: Dat
     with pytest.raises(LeaseLost):
         jobs.finish(first, replace(ADAPTER, id="a3", name="late"), {}, 12.0)
     assert adapters.find("late") is None
+
+
+def test_jobs_are_added_together_or_not_at_all(database: Database) -> None:
+    jobs = Jobs(database)
+    with pytest.raises(IntegrityError):
+        jobs.add(job(1, 1.0), replace(job(2, 2.0), base_id="nowhere"))
+    assert jobs.all() == []
+    pair = [replace(job(number, float(number)), group="g") for number in (1, 2)]
+    jobs.add(*pair, job(3, 3.0))
+    assert jobs.of_group("g") == pair and len(jobs.all()) == 3
+
+
+def test_no_unfinished_job_is_left_out_of_a_long_queue(database: Database) -> None:
+    jobs = Jobs(database)
+    jobs.add(*(job(number, float(number)) for number in range(205)))
+    assert len(jobs.all()) == 200 and len(jobs.all(("queued",), limit=None)) == 205
 
 
 def test_events_come_back_in_order_and_after_an_id(database: Database) -> None:

@@ -1,0 +1,32 @@
+"""Where a job's checkpoints lie. The trainer writes and reads them; here they are only found and removed."""
+
+from pathlib import Path
+
+from storage import files
+
+FOLDER = "checkpoints"
+STEP = "step-"  # as `studio.training.checkpoint` names them; half-written ones are named otherwise
+
+
+class Checkpoints:
+    """The checkpoints of all jobs.
+
+    Args:
+        folder: holds one folder a job.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, job_id: str) -> Path:
+        """The folder of a job's checkpoints; it need not exist."""
+        return self.folder / job_id / FOLDER
+
+    def resume_step(self, job_id: str) -> int | None:
+        """The step at which the next attempt goes on, or None where it begins at the start."""
+        steps = (entry.name.removeprefix(STEP) for entry in self.path(job_id).glob(f"{STEP}*"))
+        return max((int(step) for step in steps if step.isdecimal()), default=None)
+
+    def remove(self, job_id: str) -> None:
+        """Forget them, so that the next attempt begins at the start."""
+        files.remove_folder(self.path(job_id))
