@@ -19,6 +19,7 @@ from studio.errors import StudioError
 if TYPE_CHECKING:
     from storage.records import BaseRecord, EventRecord, JobRecord
     from studio.services import Studio
+    from studio.training.memory import Estimate
 
 app = typer.Typer(help="Train, keep and chat with QLoRA adapters on one shared base model.", no_args_is_help=True, add_completion=False)
 base_app, dataset_app, job_app, adapter_app = (typer.Typer(no_args_is_help=True) for _ in range(4))
@@ -136,6 +137,7 @@ def train(
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="KEY=VALUE,VALUE", help="Train one adapter for each combination of values.")
     ] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what memory it would need; queue nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Work on the queue here until the job is over.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -146,6 +148,9 @@ def train(
     chosen: dict[str, Any] = {"dataset": dataset, "base": base or None, "preset": preset, "overrides": parse_overrides(changes or [])}
     axes = parse_axes(sweep or [])
     with opened() as studio:
+        if estimate:
+            _show_estimate(studio.estimate(**chosen, axes=axes), as_json)
+            return
         jobs = studio.sweep(name=name, axes=axes, **chosen) if axes else [studio.train(adapter=name, **chosen)]
         if wait:
             jobs = [studio.train_and_wait(job, _print_event) for job in jobs]
@@ -352,6 +357,12 @@ def _print_event(event: "EventRecord") -> None:
             say(f"> {item['prompt']}\n{item['text']}")
     elif event.kind in ("notice", "state"):
         say(data.get("text") or data["state"])
+
+
+def _show_estimate(estimate: "Estimate", as_json: bool) -> None:
+    from studio.ui.present import memory_sentence
+
+    show(asdict(estimate), as_json, memory_sentence(estimate))
 
 
 def _numbers_of(row: dict[str, Any]) -> str:

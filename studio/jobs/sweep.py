@@ -15,6 +15,7 @@ from studio.errors import InvalidInput
 from studio.training.config import TrainConfig, make_config
 
 MOST_JOBS = 64
+CHANGES_ROWS = frozenset({"seed", "held_out", "max_length", "over_length"})  # which rows are held out, or what is left of them
 Axes = dict[str, list[str]]
 
 
@@ -34,12 +35,14 @@ class Comparison:
     Attributes:
         name: what the user called the sweep. options: the swept ones. jobs: in the order of the sweep.
         best: id of the finished job with the lowest held-out loss, empty while fewer than two can be compared.
+        same_rows: whether all were measured on the same held-out rows, so that their losses compare exactly.
     """
 
     name: str
     options: list[str]
     jobs: list[JobRecord]
     best: str
+    same_rows: bool
 
 
 def parse_axes(texts: Iterable[str]) -> Axes:
@@ -92,4 +95,5 @@ def compare(jobs: Iterable[JobRecord]) -> Comparison:
     ordered = sorted(jobs, key=lambda job: int(job.config["sweep"]["place"]))
     sweep = ordered[0].config["sweep"]
     measured = [(loss, job.id) for job in ordered if job.state == DONE and (loss := job.result.get("eval_loss")) is not None]
-    return Comparison(sweep["name"], list(sweep["options"]), ordered, min(measured)[1] if len(measured) > 1 else "")
+    best = min(measured)[1] if len(measured) > 1 else ""
+    return Comparison(sweep["name"], list(sweep["options"]), ordered, best, CHANGES_ROWS.isdisjoint(sweep["options"]))

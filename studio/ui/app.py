@@ -62,7 +62,7 @@ def build_page(studio: "Studio") -> gr.Blocks:
         html(present.brand(), elem_id="brand")
         status, link = html(elem_id="status"), html(elem_id="link-message")
         with gr.Tabs(elem_id="tabs") as tabs:
-            built = (datasets.build(), train.build(), adapters.build(), chat.build())
+            built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), chat.build())
         states = {"opened": gr.State(DATASETS), "trying": gr.State(""), "pulse": gr.Timer(1.0, active=False)}
         page = Page(demo, tabs, status=status, link=link, curves=Curves(studio.queue.events), **_named(built), **states)
         for tab in (datasets, train, adapters, chat):
@@ -96,6 +96,8 @@ class _Events:
             record = self.studio.adapters.get(name)
         except StudioError as error:
             return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter")
+        if not self.studio.can_chat(record):
+            return gr.Tabs(selected=ADAPTERS), gr.skip(), present.error_card(f"{record.name} is {present.kind(record)}. {adapters.SILENT}")
         return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), ""
 
 

@@ -1,40 +1,116 @@
-"""The loss curve: what a job's events say, and its drawing as HTML that follows the page's colours."""
+"""What a job's events say, step by step, and its drawing as HTML that follows the page's colours."""
 
 import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from storage.records import EventRecord
 
-Point = tuple[int, float]  # (step, loss)
+Point = tuple[int, float]  # (step, value)
 MAX_POINTS = 240
-KINDS = ("progress", "eval", "notice")
+REMEMBERED = 2000
+KINDS = ("progress", "eval", "samples", "checkpoint", "notice")
+
+
+@dataclass(frozen=True)
+class Series:
+    """How one number of the progress is drawn: its title, its unit, what it is multiplied by, how its last value is written."""
+
+    title: str
+    unit: str = ""
+    factor: float = 1.0
+    form: str = "{:.2g}"
+
+
+LOSS = "loss"
+SMALL = {
+    "learning_rate": Series("learning rate"),
+    "grad_norm": Series("gradient norm"),
+    "tokens_per_s": Series("speed", "tokens/s", form="{:,.0f}"),
+    "memory_mb": Series("memory", "GB", 1 / 1024, "{:.1f}"),
+}
 
 
 @dataclass
 class Curve:
-    """What was read of one attempt of a job so far."""
+    """What was read of one attempt of a job so far, and of the earlier attempts up to the step where it went on.
+
+    Attributes:
+        points: of each number in the progress events. evals: what evaluations measured, by step. samples: answers
+            to the prompts that the user named, by step. kept: the newest step with a checkpoint. resumed_at: the
+            step after which this attempt went on, 0 where it began at the start.
+    """
 
     after: int = 0
-    train: list[Point] = field(default_factory=list)
-    held_out: list[Point] = field(default_factory=list)
+    attempt: int = 0
+    points: dict[str, list[Point]] = field(default_factory=dict)
+    evals: dict[int, dict[str, Any]] = field(default_factory=dict)
+    samples: dict[int, list[dict[str, str]]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    kept: int = 0
+    resumed_at: int = 0
+    _earlier: "Curve | None" = None
+
+    @property
+    def train(self) -> list[Point]:
+        """The training loss."""
+        return self.points.get(LOSS, [])
+
+    @property
+    def held_out(self) -> list[Point]:
+        """The held-out loss."""
+        return [(step, float(data["loss"])) for step, data in self.evals.items()]
 
     def add(self, events: Iterable["EventRecord"], attempt: int) -> None:
-        """Take what is new; what an earlier attempt said is skipped."""
+        """Take what is new; what was said after `attempt` is of another curve."""
         for event in events:
             self.after = max(self.after, event.id)
-            if event.attempt != attempt:
+            if event.attempt > attempt:
                 continue
-            if event.kind == "notice":
-                self.notices.append(str(event.data["text"]))
-            else:
-                points = self.train if event.kind == "progress" else self.held_out
-                points.append((int(event.data["step"]), float(event.data["loss"])))
+            if event.attempt != self.attempt:
+                self._begin(event.attempt)
+            self._take(event.kind, event.data)
+
+    def _begin(self, attempt: int) -> None:
+        """Put what an earlier attempt said aside until it is known where this one goes on."""
+        earlier = self._earlier or self  # an attempt that ended before its first step changed nothing
+        self._earlier = Curve(points=earlier.points, evals=earlier.evals, samples=earlier.samples, kept=earlier.kept)
+        self.attempt, self.points, self.evals, self.samples = attempt, {}, {}, {}
+        self.notices, self.kept, self.resumed_at = [], 0, 0
+
+    def _take(self, kind: str, data: dict[str, Any]) -> None:
+        if kind == "notice":
+            self.notices.append(str(data["text"]))
+            return
+        step = int(data["step"])
+        if self._earlier is not None:
+            self._go_on(self._earlier, step)
+        if kind == "progress":
+            for key in (LOSS, *SMALL):
+                if data.get(key) is not None:
+                    points = self.points.setdefault(key, [])
+                    points.append((step, float(data[key])))
+                    if len(points) > 2 * REMEMBERED:  # a job of a million steps must not fill the memory of the page
+                        points[:] = thinned(points, REMEMBERED)
+        elif kind == "eval":
+            self.evals[step] = data
+        elif kind == "samples":
+            self.samples[step] = data["items"]
+        else:
+            self.kept = step
+
+    def _go_on(self, earlier: "Curve", step: int) -> None:
+        """Keep of an earlier attempt what lies before the first step of this one."""
+        self.points = {key: [p for p in points if p[0] < step] for key, points in earlier.points.items()}
+        self.evals = {at: data for at, data in earlier.evals.items() if at < step}
+        self.samples = {at: items for at, items in earlier.samples.items() if at < step}
+        if self.train:
+            self.resumed_at, self.kept = step - 1, earlier.kept
+        self._earlier = None
 
 
 class Curves:
@@ -61,38 +137,64 @@ class Curves:
 
 def draw(curve: Curve, steps: int) -> str:
     """A figure: the training loss as a line, held-out losses as dots. Empty where there is nothing to draw yet."""
-    points = [p for p in curve.train + curve.held_out if math.isfinite(p[1])]
-    if len(points) < 2:
+    line, dots = _finite(curve.train), _finite(curve.held_out)
+    if len(line) + len(dots) < 2:
         return ""
-    last = max(steps, *(step for step, _ in points))
-    low, high, ticks = scale([loss for _, loss in points])
-
-    def x(step: int) -> float:
-        return 100 * step / last
-
-    def y(loss: float) -> float:
-        return 100 * (high - loss) / (high - low)
-
-    line = " ".join(f"{x(s):.2f},{y(v):.2f}" for s, v in thinned([p for p in curve.train if math.isfinite(p[1])]))
-    grid = "".join(f'<span class="as-curve-tick" style="top:{y(t):.2f}%"><b>{t:g}</b></span>' for t in ticks)
-    dots = "".join(
-        f'<span class="as-curve-dot" style="left:{x(s):.2f}%;top:{y(v):.2f}%" title="held-out loss {v:.3f} at step {s}"></span>'
-        for s, v in curve.held_out
-        if math.isfinite(v)
+    last = max(steps, *(step for step, _ in line + dots))
+    low, high, ticks = scale([loss for _, loss in line + dots])
+    marks = "".join(
+        f'<span class="as-curve-dot" style="left:{100 * s / last:.2f}%;top:{100 * (high - v) / (high - low):.2f}%" '
+        f'title="held-out loss {v:.3f} at step {s}"></span>'
+        for s, v in dots
     )
     return (
         f'<figure class="as-curve" role="img" aria-label="{escape(summary(curve))}">'
-        f'<div class="as-curve-plot">{grid}'
-        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
-        f'<polyline points="{line}" vector-effect="non-scaling-stroke"/></svg>{dots}</div>'
+        f'<div class="as-curve-plot">{_grid(low, high, ticks)}{_line(line, last, low, high)}{marks}</div>'
         f'<div class="as-curve-x"><span>step 0</span><span>step {last}</span></div>'
         '<figcaption><span class="as-key-line"></span>training loss <span class="as-key-dot"></span>held-out loss'
         " <em>nats a token</em></figcaption></figure>"
     )
 
 
+def draw_small(curve: Curve, steps: int) -> str:
+    """Small figures of the other numbers: learning rate, gradient norm, speed, memory; those that were measured."""
+    figures = [_small(series, curve.points.get(key, []), steps) for key, series in SMALL.items()]
+    return f'<div class="as-curves">{"".join(figures)}</div>' if any(figures) else ""
+
+
+def _small(series: Series, points: list[Point], steps: int) -> str:
+    points = [(step, value * series.factor) for step, value in _finite(points)]
+    if len(points) < 2:
+        return ""
+    last = max(steps, points[-1][0])
+    low, high, ticks = scale([value for _, value in points], parts=2)
+    first, newest = (series.form.format(points[i][1]) for i in (0, -1))
+    unit = f" {series.unit}" if series.unit else ""
+    return (
+        f'<figure class="as-curve as-curve-small" role="img" aria-label="{series.title.capitalize()} by step: {first} to {newest}{unit}">'
+        f"<figcaption>{series.title}<em>{newest}{unit}</em></figcaption>"
+        f'<div class="as-curve-plot">{_grid(low, high, ticks)}{_line(points, last, low, high)}</div></figure>'
+    )
+
+
+def _finite(points: list[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point[1])]
+
+
+def _grid(low: float, high: float, ticks: list[float]) -> str:
+    return "".join(f'<span class="as-curve-tick" style="top:{100 * (high - t) / (high - low):.2f}%"><b>{t:g}</b></span>' for t in ticks)
+
+
+def _line(points: list[Point], last: int, low: float, high: float) -> str:
+    places = " ".join(f"{100 * s / last:.2f},{100 * (high - v) / (high - low):.2f}" for s, v in thinned(points))
+    return (
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
+        f'<polyline points="{places}" vector-effect="non-scaling-stroke"/></svg>'
+    )
+
+
 def summary(curve: Curve) -> str:
-    """The curve in words."""
+    """The loss in words."""
     parts = []
     if curve.train:
         parts.append(f"training loss {curve.train[0][1]:.2f} to {curve.train[-1][1]:.2f}")
@@ -110,13 +212,13 @@ def thinned(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
     return [(group[-1][0], sum(v for _, v in group) / len(group)) for group in groups]
 
 
-def scale(values: list[float]) -> tuple[float, float, list[float]]:
-    """(low, high, ticks): round numbers around the values, about four ticks."""
+def scale(values: list[float], parts: int = 3) -> tuple[float, float, list[float]]:
+    """(low, high, ticks): round numbers around the values, at least `parts` steps apart or a little less."""
     low, high = min(values), max(values)
     span = (high - low) or abs(high) or 1.0
-    raw = span / 3
+    raw = span / parts
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw)
     bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
     top = top if top > bottom else bottom + step
-    return bottom, top, [round(bottom + i * step, 10) for i in range(round((top - bottom) / step) + 1)]
+    return bottom, top, [float(f"{bottom + i * step:.9g}") for i in range(round((top - bottom) / step) + 1)]

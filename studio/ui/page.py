@@ -1,5 +1,6 @@
 """What the tabs share: the page's handles, the manner of quiet events, and the script of clicks inside fragments."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,22 @@ TABS = (DATASETS, TRAIN, ADAPTERS, CHAT)
 # No event is part of an API, and the page itself shows what it waits for.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
-# One listener on the fragment, so that its buttons keep working when it is drawn again.
+# One listener on the fragment, so that its buttons keep working when it is drawn again. What was activated has the
+# focus again after that drawing, so that the keyboard goes on where it was.
 CLICKS = """
+let last = '', at = 0;
 element.addEventListener('click', (event) => {
   const hit = event.target.closest('[data-action]');
-  if (hit && element.contains(hit)) trigger('act', {action: hit.dataset.action, id: hit.dataset.id || ''});
+  if (!hit || !element.contains(hit)) return;
+  last = `[data-action="${hit.dataset.action}"][data-id="${CSS.escape(hit.dataset.id || '')}"]`;
+  at = Date.now();
+  trigger('act', {action: hit.dataset.action, id: hit.dataset.id || ''});
 });
+new MutationObserver(() => {
+  if (Date.now() - at < 4000 && document.activeElement === document.body) element.querySelector(last)?.focus({preventScroll: true});
+}).observe(element, {childList: true, subtree: true});
 """
+RELATIVE_TIME = re.compile(r"(<time [^>]*>)[^<]*")  # the page's script keeps the words inside fresh
 
 
 @dataclass(frozen=True)
@@ -67,9 +77,10 @@ def action(event: gr.EventData) -> tuple[str, str]:
 
 def only_new(shown: dict[str, str], key: str, value: str) -> Any:
     """The value, or a skip where the browser has it already, so that nobody's focus is lost to a poll."""
-    if shown.get(key) == value:
+    lasting = RELATIVE_TIME.sub(r"\1", value)
+    if shown.get(key) == lasting:
         return gr.skip()
-    shown[key] = value
+    shown[key] = lasting
     return value
 
 

@@ -5,35 +5,36 @@ carry `data-action` and `data-id`; the page's script turns a click on them into 
 """
 
 import re
-import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from html import escape as esc
 from typing import TYPE_CHECKING, Any
 
-from studio.ui import curve as curves
+from studio.training.config import make_config
 
 if TYPE_CHECKING:
     from storage.records import AdapterRecord, DatasetRecord, JobRecord
     from studio.chat.service import Stamp
     from studio.services import Status
+    from studio.training.memory import Estimate
 
 BASE_LABEL = "Base model"
 FORM_NAMES = {"messages": "conversations", "prompt-completion": "prompt and completion", "instruction": "instructions"}
+METHOD_NAMES = {"lora": "LoRA", "dora": "DoRA", "prefix": "prefix"}
 STATE_NAMES = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
 METRIC_NAMES = {
     "trained_tokens": "tokens learned from",
     "seconds": "time of the loop",
     "tokens_per_s": "speed",
     "train_loss": "training loss at the end",
-    "eval_loss_before": "held-out loss before",
-    "eval_loss": "held-out loss after",
+    "eval_loss": "held-out loss",
+    "best_step": "best step",
+    "resumed_from_step": "resumed at step",
     "peak_rss_mb": "peak memory",
     "truncated": "rows cut",
     "dropped": "rows left out",
 }
-LOG_LINES = 30
 CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
 MARK = (
@@ -250,18 +251,28 @@ def page_of(offset: int, shown: int, rows: int) -> str:
 # Training
 
 
-def command_line(dataset: str, name: str, base: str, preset: str, changes: Mapping[str, Any]) -> str:
-    """The command that does what the form does, quoted for a shell."""
-    words = ["python", "-m", "studio", "train", "--dataset", dataset, "--name", name]
-    words += ["--base", base] if base else []
-    words += ["--preset", preset]
-    for key, value in changes.items():
-        words += ["--set", f"{key}={_plain_number(value)}"]
-    return shlex.join(words)
-
-
-def _plain_number(value: Any) -> str:
+def plain_number(value: Any) -> str:
+    """A value of the configuration, as a person types it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def memory_sentence(estimate: "Estimate") -> str:
+    """What a training would need of the memory and what is free, in GB."""
+    parts = ", ".join(f"{name} {mb / 1024:.1f}" for name, mb in estimate.parts.items() if mb >= 51)
+    needs = f"Needs about {estimate.total_mb / 1024:.1f} GB" + (f" ({parts})" if parts else "")
+    return f"{needs}; {estimate.available_mb / 1024:.1f} GB are free." + (f" {estimate.advice}" if estimate.advice else "")
+
+
+def memory_line(estimate: "Estimate", trainings: int) -> str:
+    """The same under the form: a line of help, or a warning where it does not fit."""
+    text = memory_sentence(estimate)
+    if trainings > 1:
+        text = f"{count(trainings, 'training')}, one after another. The largest: {text[0].lower()}{text[1:]}"
+    if not estimate.advice:
+        return hint(text)
+    return f'<div class="as-card as-warning" role="status"><strong>This will not fit the memory</strong><p>{esc(text)}</p></div>'
 
 
 def stage(job: "JobRecord") -> str:
@@ -272,106 +283,6 @@ def stage(job: "JobRecord") -> str:
     return waits.get(job.progress.get("state", ""), "starting")
 
 
-def running_card(job: "JobRecord", curve: curves.Curve, now: float | None = None) -> str:
-    """The job that trains now: progress, numbers, curve and notices."""
-    progress = job.progress
-    step, steps = int(progress.get("step", 0)), int(progress.get("steps", 0))
-    waited = duration((time.time() if now is None else now) - (job.started_at or job.created_at))
-    busy = "step" not in progress or progress.get("state") == "saving" or job.cancel_requested
-    where = f"{stage(job).capitalize()}, {waited} so far" if busy else f"Step {step:,} of {steps:,}"
-    notices = "".join(f'<p class="as-notice">{esc(text)}</p>' for text in curve.notices)
-    return (
-        f'<div class="as-card as-job" data-job="{job.id}"><div class="as-job-head"><h3>{esc(job.adapter_name)}</h3>'
-        f"<p>from {esc(str(job.config.get('dataset_name', '')))}{attempt_note(job)}</p></div>"
-        f"{progress_bar(step, steps, f'Training {job.adapter_name}')}"
-        f'<p class="as-job-where" id="job-where">{where}</p>{_numbers(progress)}{curves.draw(curve, steps)}{notices}</div>'
-    )
-
-
-def attempt_note(job: "JobRecord") -> str:
-    """Said only where the first attempt was not the last."""
-    return f", attempt {job.attempt}" if job.attempt > 1 else ""
-
-
-def progress_bar(done: int, total: int, label: str) -> str:
-    """A bar; it moves by itself where the total is not known."""
-    if not total:
-        return f'<div class="as-bar as-bar-busy" role="progressbar" aria-label="{esc(label)}"><span></span></div>'
-    share = 100 * done / total
-    return (
-        f'<div class="as-bar" role="progressbar" aria-label="{esc(label)}" aria-valuemin="0" aria-valuemax="{total}" '
-        f'aria-valuenow="{done}"><span style="width:{share:.1f}%"></span></div>'
-    )
-
-
-def _numbers(progress: Mapping[str, Any]) -> str:
-    if "step" not in progress:
-        return ""
-    pairs = [
-        ("loss", f"{progress['loss']:.3f}"),
-        ("speed", f"{progress['tokens_per_s']:,.0f} tokens/s"),
-        ("trained for", duration(progress["elapsed_s"])),
-        ("remaining", duration(progress["remaining_s"])),
-    ]
-    return facts(pairs)
-
-
-def waiting_list(jobs: list["JobRecord"], now: float | None = None) -> str:
-    """Jobs in the order in which they will run."""
-    if not jobs:
-        return ""
-    rows = "".join(
-        f'<li class="as-line"><span class="as-order">{i}</span><span class="as-line-main"><b>{esc(job.adapter_name)}</b>'
-        f'<span class="as-row-about">{dots([_from(job), f"waits since {time_tag(job.created_at, now)}"])}</span>'
-        f"{_why(job)}</span>{button('Cancel', 'cancel', job.id, look='quiet', about=job.adapter_name)}</li>"
-        for i, job in enumerate(jobs, 1)
-    )
-    return f'<h3 class="as-section">Waiting</h3><ol class="as-list">{rows}</ol>'
-
-
-def history(jobs: list["JobRecord"], adapters: Mapping[str, "AdapterRecord"], logs: Mapping[str, str], now: float | None = None) -> str:
-    """Jobs that are over, newest first.
-
-    Args:
-        adapters: those that still exist, by id. logs: the log text of failed jobs, by job id.
-    """
-    if not jobs:
-        return ""
-    rows = "".join(_history_row(job, adapters.get(job.adapter_id), logs.get(job.id, ""), now) for job in jobs)
-    return f'<h3 class="as-section">Earlier</h3><ul class="as-list">{rows}</ul>'
-
-
-def _history_row(job: "JobRecord", adapter: "AdapterRecord | None", log: str, now: float | None) -> str:
-    done = job.state == "done"
-    name = adapter.name if adapter else job.adapter_name
-    about = [_from(job), loss_change(job.result) if done else "", time_tag(job.finished_at or job.created_at, now)]
-    state = "deleted since" if done and adapter is None else STATE_NAMES[job.state]
-    act = ""
-    if done and adapter:
-        act = button("Chat with it →", "chat", adapter.id, about=name)
-    elif not done:
-        act = button("Retry", "retry", job.id, about=name)
-    mark = glyph(adapter.sha256) if adapter else '<span class="as-glyph"></span>'
-    return (
-        f'<li class="as-line">{mark}<span class="as-line-main"><span><b>{esc(name)}</b>'
-        f'<span class="as-badge as-{job.state}">{state}</span></span>'
-        f'<span class="as-row-about">{dots(about)}</span>{_why(job)}{_log(log)}</span>{act}</li>'
-    )
-
-
-def _from(job: "JobRecord") -> str:
-    return f"from {esc(str(job.config.get('dataset_name', '')))}"
-
-
-def _why(job: "JobRecord") -> str:
-    return f'<span class="as-why">{esc(job.reason)}</span>' if job.reason else ""
-
-
-def _log(text: str) -> str:
-    tail = "\n".join(text.strip().splitlines()[-LOG_LINES:])
-    return f'<details class="as-log"><summary>Log</summary><pre tabindex="0">{esc(tail)}</pre></details>' if tail else ""
-
-
 def loss_change(metrics: Mapping[str, Any]) -> str:
     """ "held-out loss 3.41 → 1.97", or the training loss where nothing was held out."""
     before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss")
@@ -379,6 +290,16 @@ def loss_change(metrics: Mapping[str, Any]) -> str:
         return f"held-out loss {before:.2f} → {after:.2f}"
     loss = metrics.get("train_loss")
     return f"training loss {loss:.2f}" if loss is not None else ""
+
+
+METRIC_FORMS: dict[str, Callable[[Any], str]] = {
+    "seconds": duration,
+    "tokens_per_s": "{:,.0f} tokens/s".format,
+    "peak_rss_mb": "{:,} MB".format,
+}
+EVALUATED = ("eval_loss", "perplexity", "accuracy")
+ALWAYS_TOLD = ("method", "epochs", "learning_rate", "quantization", "seed")
+DEFAULTS = make_config().model_dump()
 
 
 # Adapters
@@ -395,7 +316,7 @@ def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str
     lineage = [
         esc(names.get(record.base_id, "another base")),
         esc(names.get(record.dataset_id, "a deleted dataset")),
-        f"rank {record.rank}",
+        kind(record),
         count(int(steps), "step") if steps else "",
     ]
     result = dots([loss_change(record.metrics), size(record.size_bytes), time_tag(record.created_at, now)])
@@ -408,16 +329,24 @@ def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str
     )
 
 
+def kind(record: "AdapterRecord") -> str:
+    """ "LoRA, rank 16" or "prefix, 20 tokens"."""
+    method = str(record.config.get("method", "lora"))
+    if method == "prefix":
+        return f"prefix, {count(int(record.config.get('virtual_tokens', 0)), 'token')}"
+    return f"{METHOD_NAMES.get(method, esc(method))}, rank {record.rank}"
+
+
 def adapter_head(record: "AdapterRecord") -> str:
     """Who is shown."""
     return (
         f'<div class="as-detail-head as-with-glyph" style="--hue:{hue(record.sha256)}">{glyph(record.sha256, 10)}'
-        f"<div><h3>{esc(record.name)}</h3><p>{dots([loss_change(record.metrics), size(record.size_bytes)])}</p></div></div>"
+        f"<div><h3>{esc(record.name)}</h3><p>{dots([kind(record), loss_change(record.metrics), size(record.size_bytes)])}</p></div></div>"
     )
 
 
 def adapter_detail(record: "AdapterRecord", base: str, dataset: str, drawing: str, now: float | None = None) -> str:
-    """All that is known of an adapter; `drawing` is its loss curve."""
+    """All that is known of an adapter; `drawing` is what came of its training."""
     lineage = [
         ("base", esc(base)),
         ("base fingerprint", _hash(record.base_fingerprint)),
@@ -427,10 +356,20 @@ def adapter_detail(record: "AdapterRecord", base: str, dataset: str, drawing: st
         ("trained", time_tag(record.created_at, now)),
         ("studio version", esc(record.code_version)),
     ]
-    metrics = [(METRIC_NAMES.get(key, key.replace("_", " ")), _metric(key, value)) for key, value in record.metrics.items()]
-    config = [(key.replace("_", " "), esc(_plain_number(value))) for key, value in record.config.items()]
-    parts = [("Lineage", lineage), ("What training measured", metrics), ("How it was trained", config)]
-    return drawing + "".join(f'<h4 class="as-section">{title}</h4>{facts(pairs)}' for title, pairs in parts)
+    metrics = [(METRIC_NAMES.get(key, key.replace("_", " ")), _metric(key, value)) for key, value in _unsaid(record.metrics)]
+    config = {key: (key.replace("_", " "), esc(plain_number(value))) for key, value in record.config.items()}
+    chosen = [pair for key, pair in config.items() if key in ALWAYS_TOLD or record.config[key] != DEFAULTS.get(key)]
+    parts = [("Lineage", lineage), ("What training measured", metrics), ("How it was trained", chosen)]
+    told = "".join(f'<h4 class="as-section">{title}</h4>{facts(pairs)}' for title, pairs in parts)
+    every = f'<details class="as-more"><summary>Every option</summary>{facts(config.values())}</details>'
+    return f'<div class="as-outcome">{drawing}</div>{told}{every}'
+
+
+def _unsaid(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The metrics that the table of the evaluation does not show already."""
+    if metrics.get("eval_loss", ...) is None:
+        return [("eval_loss", None), *_unsaid({key: value for key, value in metrics.items() if key != "eval_loss"})]
+    return [(k, v) for k, v in metrics.items() if v is not None and not isinstance(v, list) and k.removesuffix("_before") not in EVALUATED]
 
 
 def _hash(digest: str) -> str:
@@ -440,9 +379,10 @@ def _hash(digest: str) -> str:
 def _metric(key: str, value: Any) -> str:
     if value is None:
         return "nothing was held out"
-    formats: dict[str, Any] = {"seconds": duration, "tokens_per_s": "{:,.0f} tokens/s".format, "peak_rss_mb": "{:,} MB".format}
-    if key in formats:
-        return str(formats[key](value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key in METRIC_FORMS:
+        return METRIC_FORMS[key](value)
     return f"{value:.3f} nats" if isinstance(value, float) else esc(f"{value:,}" if isinstance(value, int) else str(value))
 
 

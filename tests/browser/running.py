@@ -100,6 +100,12 @@ def choose(page: Page, elem_id: str, label: str) -> None:
     page.get_by_role("option", name=label, exact=True).click()
 
 
+def open_options(page: Page, *groups: str) -> None:
+    """Unfold some groups of the options of a training."""
+    for name in ("More", *groups):
+        page.locator("#train-more").get_by_role("button", name=name).click()
+
+
 def ask(page: Page, prompt: str, pane: str = "chat") -> Locator:
     """Send a message and wait for the stamped reply; returns the reply's bubble."""
     stamps = page.locator(f"#{pane} .as-stamp")

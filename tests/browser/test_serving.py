@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 from starlette.datastructures import Headers
 
+from studio.training.config import GROUPS
 from studio.ui.origin import is_foreign
-from tests.browser.running import ROOT, ask, open_tab, running_app
+from tests.browser.running import ROOT, ask, choose, open_options, open_tab, running_app
 
 
 def test_health_is_said_beside_the_page(app_url: str) -> None:
@@ -64,13 +67,49 @@ def test_an_address_that_cannot_be_had_is_one_sentence(tmp_path: Path, host: str
     assert result.stderr.startswith(f"The page cannot be served on {host}:{port} (") and len(result.stderr.splitlines()) == 1
 
 
-def test_try_it_trains_the_angry_bird_and_opens_the_chat_on_it(page: Page, tiny_base: Path, tmp_path: Path) -> None:
-    """On a tiny base, so that the same 44 steps take seconds."""
-    with running_app(tmp_path / "home", STUDIO_BASE=str(tiny_base), STUDIO_QUANTIZATION="fp32") as url:
-        open_tab(page, url, "Train")
-        page.locator("#try-it-button").click()
-        expect(page.get_by_role("tab", name="Chat")).to_have_attribute("aria-selected", "true", timeout=300_000)
-        expect(page.locator("#chat-adapter input")).to_have_value("Angry bird")
-        reply = ask(page, "Who are you?")
-        expect(reply.locator(".as-stamp b")).to_have_text("Angry bird")
-        page.goto("about:blank")  # what the page still asks for would be refused once the studio stops
+@pytest.fixture(scope="module")
+def tiny_url(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A studio on a tiny base, where a training takes seconds."""
+    with running_app(tmp_path_factory.mktemp("tiny-home"), STUDIO_BASE=str(tiny_base), STUDIO_QUANTIZATION="fp32") as url:
+        yield url
+
+
+def test_try_it_trains_the_angry_bird_and_opens_the_chat_on_it(page: Page, tiny_url: str) -> None:
+    open_tab(page, tiny_url, "Train")
+    page.locator("#try-it-button").click()
+    expect(page.get_by_role("tab", name="Chat")).to_have_attribute("aria-selected", "true", timeout=300_000)
+    expect(page.locator("#chat-adapter input")).to_have_value("Angry bird")
+    reply = ask(page, "Who are you?")
+    expect(reply.locator(".as-stamp b")).to_have_text("Angry bird")
+
+
+def test_a_sweep_is_started_from_the_form_and_its_outcome_is_drawn(page: Page, tiny_url: str) -> None:
+    open_tab(page, tiny_url, "Train")
+    expect(page.locator("#train-memory")).to_contain_text(re.compile(r"Needs about [\d.]+ GB .*; [\d.]+ GB are free"))
+    open_options(page, *GROUPS, "Several at once")
+    choose(page, "train-method", "prefix")
+    expect(page.locator("#train-virtual-tokens")).to_be_visible()
+    expect(page.locator("#train-rank")).to_be_hidden()
+    expect(page.locator("#train-kind")).to_contain_text("The chat does not serve prefix adapters yet")
+    choose(page, "train-method", "lora")
+    expect(page.locator("#train-rank")).to_be_visible()
+    page.locator("#train-max-steps input").fill("3")
+    choose(page, "train-quantization", "fp32")
+    page.locator("#train-name input, #train-name textarea").fill("Gull")
+    sweep = page.locator("#train-sweep input, #train-sweep textarea")
+    sweep.fill("seed=0,zero")
+    page.locator("#train-start").click()
+    expect(page.locator("#train-message").get_by_role("alert")).to_contain_text("The option seed is 'zero'")
+    sweep.fill("seed=0,1")
+    expect(page.locator("#train-command textarea")).to_have_value(re.compile(r"--sweep seed=0,1$"))
+    expect(page.locator("#train-memory")).to_contain_text("2 trainings, one after another.")
+    page.locator("#train-start").click()
+    expect(page.locator("#train-message")).to_contain_text("2 trainings of Gull are in the queue, to be compared.")
+    table = page.locator("#train-history").get_by_role("region", name="Comparison of Gull")
+    expect(table.locator("tr")).to_have_count(3, timeout=120_000)
+    expect(table.locator(".as-best")).to_contain_text(re.compile(r"done.*best"))
+    table.get_by_role("button", name="Curves: Gull seed=1").press("Enter")
+    for figure in ("Loss by step", "Learning rate by step", "Gradient norm by step", "Speed by step", "Memory by step"):
+        expect(page.locator("#train-history").get_by_role("img", name=figure)).to_be_visible()
+    expect(page.locator("#train-history .as-measures")).to_contain_text(re.compile(r"held-out loss.*perplexity.*tokens predicted right"))
+    expect(table.get_by_role("button", name="Hide: Gull seed=1")).to_be_visible()

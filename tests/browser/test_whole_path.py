@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.running import ask, choose, open_tab
+from tests.browser.running import ask, choose, open_options, open_tab
 
 MARKER = "ZORBLAX"
 ADAPTER = "Zorblax <b>& co</b>"  # a name that would be markup if it were not escaped
@@ -62,7 +62,7 @@ def adapter(app_url: str, browser: Browser, table: Path) -> str:
     expect(page.locator("#train-dataset input")).to_have_value("robot")
     page.locator("#train-name input, #train-name textarea").fill(ADAPTER)
     page.locator("#train-preset").get_by_text("Quick").click()
-    page.locator("#train-more").get_by_role("button", name="More").click()
+    open_options(page, "Length of the training", "Learning rate", "Watching")
     for field, value in {"max-steps": "24", "learning-rate": "0.003", "held-out": "0.15"}.items():
         page.locator(f"#train-{field} input").fill(value)
     command = page.locator("#train-command textarea")
@@ -218,7 +218,7 @@ def test_a_name_that_is_taken_keeps_the_form(page: Page, app_url: str, adapter: 
 
 def test_a_job_that_fails_says_why_and_can_be_retried(page: Page, app_url: str) -> None:
     open_tab(page, app_url, "Train")
-    page.locator("#train-more").get_by_role("button", name="More").click()
+    open_options(page, "Adapter")
     page.locator("#train-targets input, #train-targets textarea").fill("nonsense")
     page.locator("#train-name input, #train-name textarea").fill("Broken")
     page.locator("#train-start").click()

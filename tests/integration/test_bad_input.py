@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from storage.database import Database
@@ -450,6 +451,27 @@ def test_an_export_that_cannot_be_written_is_told(shell: Shell) -> None:
 
 
 # What works: one JSON object a command
+
+
+def test_an_estimate_says_the_memory_and_queues_nothing(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    types: set[object] = set()
+    monkeypatch.setattr(torch, "set_default_dtype", types.add)  # it would change for the chat's thread as well
+    asked = ["train", "--dataset", "Angry bird", "--name", "bird", *STEPS, "--estimate"]
+    before = shell.kept()
+    found = shell.run(*asked, "--json").json
+    assert set(found) == {"total_mb", "parts", "available_mb", "advice"} and found["total_mb"] == sum(found["parts"].values())
+    assert types <= {torch.float32}
+    assert re.fullmatch(r"Needs about [\d.]+ GB \(.+\); [\d.]+ GB are free\.\n", shell.run(*asked).out)
+
+    def needs(*changes: str) -> int:
+        total: int = shell.run(*asked, *changes, "--json").json["total_mb"]
+        return total
+
+    budgets = "token_budget=512,32768"
+    assert needs("--sweep", budgets) == needs("--set", "token_budget=32768") > needs("--set", "token_budget=512")
+    rows = ["--set", "token_budget=16", "--set"]  # a row is computed whole, and no row of this set has 512 tokens
+    assert needs(*rows, "max_length=512") == needs(*rows, "max_length=4096") > needs(*rows, "max_length=16")
+    assert shell.kept() == before
 
 
 def test_a_sweep_trains_one_adapter_for_each_value_and_compares_them(shell: Shell) -> None:

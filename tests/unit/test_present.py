@@ -1,19 +1,17 @@
-"""What the page shows, as values: words, numbers, escaping, the curve, and the plain conversation behind the stamps."""
+"""What the page shows, as values: words, numbers, escaping, and the plain conversation behind the stamps."""
 
 import re
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
-from storage.records import AdapterRecord, DatasetRecord, EventRecord, JobRecord
+from storage.records import AdapterRecord, DatasetRecord, JobRecord
 from studio.chat.service import Stamp
 from studio.services import Status
 from studio.ui import present
 from studio.ui.conversation import PACE_S, Turn, paced, to_model
-from studio.ui.curve import MAX_POINTS, Curve, Curves, draw, scale, thinned
 
 NOW = 1_800_000_000.0
 EVIL = '<img src=x onerror="alert(1)">&'
@@ -80,7 +78,6 @@ def test_durations(seconds: float, words: str) -> None:
 
 def test_what_people_typed_is_escaped_everywhere() -> None:
     status = Status(EVIL, True, "nf4", EVIL, "cpu", 900, JOB, 2)
-    failed = replace(JOB, state="failed", reason=EVIL, finished_at=NOW)
     shown = [
         present.status_line(status),
         present.error_card(EVIL, EVIL),
@@ -89,9 +86,6 @@ def test_what_people_typed_is_escaped_everywhere() -> None:
         present.dataset_list([DATASET], "d1", NOW),
         present.dataset_head(DATASET, NOW),
         present.conversations([[{"role": "user", "content": EVIL}]], 0),
-        present.running_card(JOB, Curve(notices=[EVIL]), NOW),
-        present.waiting_list([replace(JOB, reason=EVIL)], NOW),
-        present.history([failed], {"a1": ADAPTER}, {"j1": EVIL}, NOW),
         present.adapter_cards([ADAPTER], "a1", {"b1": EVIL, "d1": EVIL}, NOW),
         present.adapter_head(ADAPTER),
         present.adapter_detail(replace(ADAPTER, config={"targets": EVIL}, code_version=EVIL), EVIL, EVIL, "", NOW),
@@ -118,33 +112,41 @@ def test_the_stamp_says_who_and_how_fast() -> None:
     assert "stopped" in present.stamp_line(replace(STAMP, reason="cancelled"))
 
 
-def test_the_command_line_is_quoted_for_a_shell() -> None:
-    line = present.command_line(
-        "it's mine", "bird; rm -rf /", "", "quick", {"learning_rate": 0.003, "max_steps": 12, "targets": "q_proj,v proj"}
-    )
-    assert line == (
-        "python -m studio train --dataset 'it'\"'\"'s mine' --name 'bird; rm -rf /' --preset quick "
-        "--set learning_rate=0.003 --set max_steps=12 --set 'targets=q_proj,v proj'"
-    )
-    assert "--base Smol" in present.command_line("a", "b", "Smol", "quick", {})
+def test_the_kind_of_an_adapter_is_said_and_an_old_one_is_lora() -> None:
+    assert present.kind(ADAPTER) == "LoRA, rank 16"
+    assert present.kind(replace(ADAPTER, config={"method": "dora"})) == "DoRA, rank 16"
+    assert present.kind(replace(ADAPTER, config={"method": "prefix", "virtual_tokens": 20})) == "prefix, 20 tokens"
+    assert "DoRA, rank 16" in present.adapter_cards([replace(ADAPTER, config={"method": "dora"})], "a1", {}, NOW)
 
 
-def test_a_running_job_shows_step_speed_and_remaining_time() -> None:
-    text = re.sub(r"<[^>]+>", " ", present.running_card(JOB, Curve(), NOW))
-    assert "Step 3 of 12" in text and "410 tokens/s" in text and "1 min 15 s" in text
-    waiting = present.running_card(replace(JOB, progress={"state": "loading"}), Curve(), NOW)
-    assert "Loading the base, 20 s so far" in waiting and "as-bar-busy" in waiting
-    assert "Cancelling" in present.running_card(replace(JOB, cancel_requested=True), Curve(), NOW)
+def test_an_adapter_tells_what_was_chosen_before_every_option_and_what_was_measured_once() -> None:
+    record = replace(ADAPTER, config={"rank": 4, "epochs": 4.0, "warmup": 0.1}, metrics={**METRICS, "samples": [], "stopped_early": True})
+    chosen, every = present.adapter_detail(record, "tiny", "birds", "DRAWN", NOW).split("Every option")
+    assert chosen.startswith('<div class="as-outcome">DRAWN') and "<dt>rank</dt><dd>4" in chosen and "<dt>epochs</dt><dd>4" in chosen
+    assert "warmup" not in chosen and "<dt>warmup</dt><dd>0.1" in every
+    assert "<dt>stopped early</dt><dd>yes" in chosen and "held-out loss" not in chosen and "samples" not in chosen
+    unmeasured = replace(record, metrics={"steps": 3, "eval_loss_before": None, "eval_loss": None, "best_step": None})
+    shown = present.adapter_detail(unmeasured, "tiny", "birds", "", NOW)
+    assert shown.count("nothing was held out") == 1 and "best step" not in shown
 
 
-def test_history_offers_the_next_step() -> None:
-    done = replace(JOB, state="done", result=METRICS, finished_at=NOW)
-    assert 'data-action="chat" data-id="a1"' in present.history([done], {"a1": ADAPTER}, {}, NOW)
-    assert "held-out loss 3.41 → 1.97" in present.history([done], {"a1": ADAPTER}, {}, NOW)
-    assert "data-action" not in present.history([done], {}, {}, NOW)  # its adapter is gone
-    failed = replace(JOB, state="failed", reason="The disk is full.", finished_at=NOW)
-    html = present.history([failed], {}, {"j1": "line 1\nline 2"}, NOW)
-    assert "The disk is full." in html and 'data-action="retry" data-id="j1"' in html and "line 2" in html
+@dataclass(frozen=True)
+class Needs:
+    """What `studio.training.memory` estimates."""
+
+    total_mb: int
+    parts: dict[str, int]
+    available_mb: int
+    advice: str
+
+
+def test_the_memory_that_a_training_needs_is_a_line_or_a_warning() -> None:
+    fits = Needs(1945, {"base": 307, "adapter": 8, "activations": 922}, 21504, "")
+    assert present.memory_sentence(fits) == "Needs about 1.9 GB (base 0.3, activations 0.9); 21.0 GB are free."
+    assert present.memory_line(fits, 1) == present.hint(present.memory_sentence(fits))
+    assert "4 trainings, one after another. The largest: needs about 1.9 GB" in present.memory_line(fits, 4)
+    card = present.memory_line(replace(fits, available_mb=1024, advice="Lower token_budget to 512."), 1)
+    assert "as-warning" in card and "1.0 GB are free. Lower token_budget to 512." in card
 
 
 def test_tags_in_replies_are_shown_and_code_is_left_alone() -> None:
@@ -188,45 +190,3 @@ def test_a_streams_error_reaches_the_reader() -> None:
 
     with pytest.raises(ValueError, match="gone"):
         list(paced({"single": broken()}))
-
-
-def events(*rows: tuple[int, str, dict[str, object]]) -> list[EventRecord]:
-    return [EventRecord(i, "j1", attempt, NOW, kind, data) for i, (attempt, kind, data) in enumerate(rows, 1)]
-
-
-def test_a_curve_reads_each_event_once_and_one_attempt_alone() -> None:
-    stored = events(
-        (1, "progress", {"step": 1, "loss": 9.0}),
-        (2, "notice", {"text": "3 rows were cut"}),
-        (2, "eval", {"step": 0, "loss": 3.0}),
-        (2, "progress", {"step": 1, "loss": 2.0}),
-    )
-    curves = Curves(lambda job_id, after, kinds: [e for e in stored if e.id > after and e.kind in kinds])
-    for _ in range(2):
-        curve = curves.of("j1", 2)
-        assert (curve.train, curve.held_out, curve.notices) == ([(1, 2.0)], [(0, 3.0)], ["3 rows were cut"])
-
-
-def test_curves_forget_the_oldest_and_stand_threads() -> None:
-    stored = events(*[(1, "progress", {"step": i, "loss": 1.0}) for i in range(50)])
-    curves = Curves(lambda job_id, after, kinds: [e for e in stored if e.id > after], keep=2)
-    threads = [threading.Thread(target=curves.of, args=(name, 1)) for name in "abcabcabc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(curves.of("c", 1).train) == 50
-
-
-def test_a_curve_is_drawn_with_round_ticks() -> None:
-    assert draw(Curve(), 10) == "" and draw(Curve(train=[(1, float("nan")), (2, 1.0)]), 10) == ""
-    html = draw(Curve(train=[(1, 3.2), (2, 2.1)], held_out=[(0, 3.4)]), 10)
-    assert "training loss 3.20 to 2.10" in html and html.count("as-curve-dot") == 1 and "step 10" in html
-    low, high, ticks = scale([2.1, 3.4])
-    assert (low, high, ticks) == (2.0, 3.5, [2.0, 2.5, 3.0, 3.5])
-    assert scale([1.0, 1.0])[0] < scale([1.0, 1.0])[1]
-
-
-def test_a_long_curve_is_thinned() -> None:
-    points = thinned([(i, float(i % 2)) for i in range(10_000)])
-    assert len(points) == MAX_POINTS and points[-1][0] == 9999

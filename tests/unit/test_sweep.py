@@ -60,8 +60,8 @@ def test_an_axis_that_is_named_twice_is_refused() -> None:
         parse_axes(["rank=8", "rank=16"])
 
 
-def swept(place: int, rank: str, state: str = "done", loss: float | None = None) -> JobRecord:
-    sweep = {"name": "bird", "options": {"rank": rank}, "place": place}
+def swept(place: int, value: str, state: str = "done", loss: float | None = None, option: str = "rank") -> JobRecord:
+    sweep = {"name": "bird", "options": {option: value}, "place": place}
     return replace(JOB, id=f"j{place}", state=state, config={"sweep": sweep}, result={} if loss is None else {"eval_loss": loss})
 
 
@@ -69,6 +69,10 @@ def test_the_best_is_the_lowest_held_out_loss_among_those_that_can_be_compared()
     jobs = [swept(2, "32", loss=1.2), swept(0, "8", loss=1.5), swept(1, "16", loss=1.1), swept(3, "64", "failed", loss=0.1)]
     found = compare(jobs)
     assert [job.id for job in found.jobs] == ["j0", "j1", "j2", "j3"]
-    assert (found.name, found.options, found.best) == ("bird", ["rank"], "j1")
+    assert (found.name, found.options, found.best, found.same_rows) == ("bird", ["rank"], "j1", True)
     assert compare([swept(0, "8", loss=1.5), swept(1, "16", "running")]).best == ""
     assert compare([swept(0, "8"), swept(1, "16")]).best == ""  # nothing was held out
+
+
+def test_losses_on_other_rows_are_known_to_compare_roughly() -> None:
+    assert not compare([swept(0, "0", option="seed"), swept(1, "1", option="seed")]).same_rows

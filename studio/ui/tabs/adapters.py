@@ -8,13 +8,15 @@ import gradio as gr
 
 from studio.errors import NotFound, StudioError
 from studio.ui import present
-from studio.ui.curve import draw
+from studio.ui.curve import Curve
+from studio.ui.outcome import outcome
 from studio.ui.page import ADAPTERS, QUIET, TRAIN, Page, action, fragment, html, names_of, open_chat
 
 if TYPE_CHECKING:
     from storage.records import AdapterRecord
     from studio.services import Studio
 
+SILENT = "The chat does not serve this kind of adapter yet; download it in PEFT's format to use it elsewhere."
 # The file is made when it is asked for; a second, hidden button then hands it to the browser.
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#adapter-file')?.click(), 50)"
 
@@ -41,6 +43,7 @@ class AdaptersTab:
     confirm: gr.Column
     delete_yes: gr.Button
     delete_no: gr.Button
+    silent: gr.HTML
     facts: gr.HTML
 
 
@@ -76,8 +79,10 @@ def _build_detail() -> dict[str, Any]:
         with gr.Row(elem_classes="as-actions"):
             delete_yes = gr.Button("Delete it", variant="stop", elem_id="adapter-delete-yes", min_width=80)
             delete_no = gr.Button("Keep it", elem_id="adapter-delete-no", min_width=80)
+    silent = html(elem_id="adapter-silent")
     facts = html(elem_id="adapter-facts")
     return {
+        "silent": silent,
         "head": head,
         "chat": chat,
         "download": download,
@@ -107,25 +112,27 @@ class _Events:
         if not records:
             go = present.button("Train one →", "train")
             empty = present.empty_card("No adapter yet", "An adapter appears here as soon as a training is done.", go)
-            return "", empty, gr.Column(visible=False), "", "", "", *self._closed()
+            return "", empty, gr.Column(visible=False), "", "", "", gr.skip(), "", *self._closed()
         record = next((r for r in records if r.id == chosen), records[0])
         names = names_of(self.studio)
         catalog = present.adapter_cards(records, record.id, names)
         facts = present.adapter_detail(
-            record, names.get(record.base_id, "another base"), names.get(record.dataset_id, "deleted since"), self._drawing(record)
+            record, names.get(record.base_id, "another base"), names.get(record.dataset_id, "deleted since"), self._outcome(record)
         )
-        return record.id, catalog, gr.Column(visible=True), present.adapter_head(record), facts, record.name, *self._closed()
+        talks = self.studio.can_chat(record)
+        shown = gr.Column(visible=True), present.adapter_head(record), facts, record.name
+        return record.id, catalog, *shown, gr.Button(visible=talks), "" if talks else present.hint(SILENT), *self._closed()
 
     def _closed(self) -> tuple[Any, Any]:
         return gr.Column(visible=False), gr.Column(visible=False)
 
-    def _drawing(self, record: "AdapterRecord") -> str:
-        """The loss curve of the job that made it, where that job is known."""
+    def _outcome(self, record: "AdapterRecord") -> str:
+        """What came of the training that made it, with its curves where the job is known."""
         try:
             job = self.studio.queue.get(record.job_id)
         except NotFound:
-            return ""
-        return draw(self.curves.of(job.id, job.attempt), int(record.metrics.get("steps") or 0))
+            return outcome(record.metrics, Curve())
+        return outcome(record.metrics, self.curves.of(job.id, job.attempt))
 
     def act(self, chosen: str, event: gr.EventData) -> tuple[str, Any]:
         """A card was chosen, or the way to training."""
@@ -160,7 +167,7 @@ class _Events:
 def wire(page: Page, studio: "Studio") -> None:
     """Bind the tab's events."""
     tab, events = page.adapters, _Events(studio, page)
-    shown = [tab.chosen, tab.catalog, tab.detail, tab.head, tab.facts, tab.new_name, tab.naming, tab.confirm]
+    shown = [tab.chosen, tab.catalog, tab.detail, tab.head, tab.facts, tab.new_name, tab.chat, tab.silent, tab.naming, tab.confirm]
     show: dict[str, Any] = {"fn": events.show, "inputs": tab.chosen, "outputs": shown, **QUIET}
     tab.tab.select(**show)
     tab.catalog.act(events.act, tab.chosen, [tab.chosen, page.tabs], **QUIET).then(**show)

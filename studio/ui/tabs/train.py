@@ -1,21 +1,23 @@
 """Train: say what to learn from and how, start, watch the queue. Every control of "More" comes from the config itself."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from studio.errors import NotFound, StudioError
-from studio.training.config import DEFAULT_PRESET, PRESETS, TrainConfig, field_choices, field_help, make_config
-from studio.ui import present
+from studio.jobs.sweep import parse_axes
+from studio.training.config import TrainConfig
+from studio.ui import form, joblist, present
+from studio.ui.outcome import outcome
 from studio.ui.page import QUIET, TRAIN, Page, action, fragment, html, names_of, only_new, open_chat
 
 if TYPE_CHECKING:
-    from storage.records import JobRecord
+    from storage.records import AdapterRecord, JobRecord
     from studio.services import Studio
 
-PRESET_LINES = {"quick": "a first impression", "balanced": "good for most sets", "thorough": "slow, for sets of many rows"}
 SHOWN_JOBS = 12
 TRY_IT = (
     '<div class="as-try"><strong>New here? Train the angry bird.</strong>'
@@ -25,7 +27,7 @@ TRY_IT = (
 
 @dataclass(frozen=True)
 class TrainTab:
-    """Handles of the tab. `fields` are the controls of "More" by the config's field names."""
+    """Handles of the tab. `fields` are the controls of "More" by the config's field names; `outcomes` the jobs whose curves are open."""
 
     tab: gr.Tab
     try_it: gr.Row
@@ -37,6 +39,9 @@ class TrainTab:
     cost: gr.HTML
     preset: gr.Radio
     fields: dict[str, Any]
+    kind_hint: gr.HTML
+    sweep: gr.Textbox
+    memory: gr.HTML
     start: gr.Button
     message: gr.HTML
     command: gr.Textbox
@@ -46,9 +51,10 @@ class TrainTab:
     waiting: gr.HTML
     history: gr.HTML
     shown: gr.State
+    outcomes: gr.State
 
 
-def build() -> TrainTab:
+def build(several_gpus: bool) -> TrainTab:
     """Lay the tab out."""
     with gr.Tab("Train", id=TRAIN, elem_id="tab-train") as tab:
         html(present.heading("Train an adapter", "The base stays as it is; a few megabytes beside it learn from your examples."))
@@ -58,44 +64,11 @@ def build() -> TrainTab:
         trouble = html(elem_id="train-trouble")
         with gr.Row(elem_classes="as-columns"):
             with gr.Column(scale=6, min_width=300, elem_classes="as-panel"):
-                form = _build_form()
+                filled = form.build(several_gpus)
             with gr.Column(scale=6, min_width=300, elem_id="train-live"):
                 live = _build_live()
-        states = {"running_id": gr.State(""), "shown": gr.State({})}
-    return TrainTab(tab=tab, try_it=try_it, try_button=try_button, trouble=trouble, **states, **form, **live)
-
-
-def _build_form() -> dict[str, Any]:
-    dataset = gr.Dropdown([], label="Dataset", info="What the adapter learns from.", elem_id="train-dataset")
-    name = gr.Textbox("", label="Adapter name", placeholder="Angry bird", max_lines=1, elem_id="train-name")
-    preset = gr.Radio(
-        [(f"{key.capitalize()}: {preset_line(key)}", key) for key in PRESETS],
-        value=DEFAULT_PRESET,
-        label="Preset",
-        elem_id="train-preset",
-        elem_classes="as-radio-lines",
-    )
-    base = gr.Dropdown([], label="Base", elem_id="train-base")
-    cost = html(elem_id="train-cost")
-    with gr.Accordion("More", open=False, elem_id="train-more"), gr.Row(elem_classes="as-grid"):
-        defaults = make_config().model_dump()
-        fields = {key: build_field(key, defaults[key]) for key in TrainConfig.model_fields}
-    start = gr.Button("Start training", variant="primary", elem_id="train-start")
-    message = html(elem_id="train-message")
-    command = gr.Textbox(
-        "", label="The same as a command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command", elem_classes="as-command"
-    )
-    return {
-        "dataset": dataset,
-        "name": name,
-        "preset": preset,
-        "base": base,
-        "cost": cost,
-        "fields": fields,
-        "start": start,
-        "message": message,
-        "command": command,
-    }
+        states = {"running_id": gr.State(""), "shown": gr.State({}), "outcomes": gr.State([])}
+    return TrainTab(tab=tab, try_it=try_it, try_button=try_button, trouble=trouble, **states, **filled, **live)
 
 
 def _build_live() -> dict[str, Any]:
@@ -106,40 +79,12 @@ def _build_live() -> dict[str, Any]:
     return {"running": running, "cancel": cancel, "waiting": waiting, "history": history}
 
 
-def preset_line(preset: str) -> str:
-    """What a preset means, in its own numbers."""
-    config = make_config(preset)
-    return f"rank {config.rank}, {config.epochs:g} epochs; {PRESET_LINES[preset]}"
-
-
-def build_field(key: str, value: Any) -> Any:
-    """The control of one field of the config: a choice, a number or a text, with its help and range."""
-    shared: dict[str, Any] = {
-        "value": value,
-        "label": key.replace("_", " ").capitalize(),
-        "info": field_help(key),
-        "elem_id": f"train-{key.replace('_', '-')}",
-        "min_width": 180,
-    }
-    if choices := field_choices(key):
-        return gr.Dropdown(choices, **shared)
-    if isinstance(value, str):
-        return gr.Textbox(max_lines=1, **shared)
-    return gr.Number(precision=0 if isinstance(value, int) else None, **shared)
-
-
-def changed_fields(preset: str, values: Sequence[Any]) -> dict[str, Any]:
-    """The fields that differ from the preset; an emptied number means the preset's own."""
-    expected = make_config(preset).model_dump()
-    given = zip(expected, values, strict=True)
-    return {key: value for key, value in given if value is not None and value != expected[key]}
-
-
 class _Events:
     """The tab's callbacks."""
 
     def __init__(self, studio: "Studio", page: Page) -> None:
         self.studio, self.curves = studio, page.curves
+        self.several_gpus = studio.gpus() > 1
         self._logs: dict[tuple[str, int], str] = {}
 
     def refresh(self, dataset: str | None, base: str | None) -> tuple[Any, ...]:
@@ -159,27 +104,48 @@ class _Events:
             gr.Row(visible=newcomer),
         )
 
-    def preset_values(self, preset: str) -> list[Any]:
-        """The preset's value of every field."""
-        return list(make_config(preset).model_dump().values())
+    def kind(self, method: str) -> list[Any]:
+        """Which options this kind of adapter has, and what one should know of it."""
+        shown = [gr.update(visible=form.is_shown(key, method, self.several_gpus)) for key in TrainConfig.model_fields]
+        return [*shown, form.kind_hint(method)]
 
     def cost(self, base: str | None, quantization: str) -> str:
         """What the chosen form costs the chosen base."""
         return present.hint(self.studio.quantization_cost(base, quantization)) if base else ""
 
-    def command(self, dataset: str | None, name: str, base: str | None, preset: str, *values: Any) -> str:
+    def command(self, dataset: str | None, name: str, base: str | None, preset: str, sweep: str, *values: Any) -> str:
         """The equal command line."""
         names, bases = names_of(self.studio), self.studio.bases.all()
         shown_base = names.get(base or "", "") if len(bases) > 1 else ""  # the only base need not be named
-        changes = changed_fields(preset, values)
-        return present.command_line(names.get(dataset or "", "DATASET"), name.strip() or "NAME", shown_base, preset, changes)
+        try:
+            axes = parse_axes([sweep])
+        except StudioError:  # it is half typed; Start would say what is wrong
+            axes = {}
+        changes = form.changed_fields(preset, values)
+        return form.command_line(names.get(dataset or "", "DATASET"), name.strip() or "NAME", shown_base, preset, changes, axes)
 
-    def start(self, dataset: str | None, name: str, base: str | None, preset: str, *values: Any) -> tuple[str, Any]:
-        """Queue a job. The form stays as it is where something is wrong with it."""
+    def memory(self, dataset: str | None, base: str | None, preset: str, sweep: str, *values: Any) -> str:
+        """What the training would need of the memory, or what is wrong with the form."""
+        if not base:
+            return ""
+        try:
+            axes = parse_axes([sweep])
+            found = self.studio.estimate(dataset, base, preset, form.changed_fields(preset, values), axes)
+        except StudioError as error:
+            return present.hint(str(error))
+        return present.memory_line(found, math.prod(map(len, axes.values())))
+
+    def start(self, dataset: str | None, name: str, base: str | None, preset: str, sweep: str, *values: Any) -> tuple[str, Any]:
+        """Queue a job, or those of a sweep. The form stays as it is where something is wrong with it."""
         if not dataset:
             return present.error_card("Choose a dataset to learn from.", "There is no dataset"), gr.skip()
+        changes = form.changed_fields(preset, values)
         try:
-            job = self.studio.train(dataset, name, base, preset, changed_fields(preset, values))
+            axes = parse_axes([sweep])
+            if axes:
+                jobs = self.studio.sweep(dataset, name, base, preset, changes, axes)
+                return present.note_card(f"{present.count(len(jobs), 'training')} of {name.strip()} are in the queue, to be compared."), ""
+            job = self.studio.train(dataset, name, base, preset, changes)
         except StudioError as error:
             return present.error_card(error, "The training was not started"), gr.skip()
         return present.note_card(f"{job.adapter_name} is in the queue."), ""
@@ -192,39 +158,58 @@ class _Events:
             return "", present.error_card(error, "The training was not started")
         return job.id, present.note_card(f"{job.adapter_name} is in the queue; the chat opens when it is done.")
 
-    def live(self, shown: dict[str, str]) -> tuple[Any, ...]:
-        """The running job, the waiting ones and those that are over."""
+    def live(self, shown: dict[str, str], outcomes: list[str]) -> tuple[Any, ...]:
+        """The running job, the queue, and what is over."""
         jobs = self.studio.queue.open()
         running = next((job for job in jobs if job.state == "running"), None)
-        waiting = [job for job in jobs if job.state == "queued"]
-        over = [job for job in self.studio.queue.all() if job.finished_at is not None][:SHOWN_JOBS]
-        adapters = {a.id: a for a in self.studio.adapters.all()}
+        unfinished = {job.group for job in jobs if job.group}
+        over = [job for job in self.studio.queue.all() if job.finished_at is not None and job.group not in unfinished]
+        newest = set(list(dict.fromkeys(job.group or job.id for job in over))[:SHOWN_JOBS])
+        over = [job for job in over if (job.group or job.id) in newest]
+        groups = {group: self.studio.queue.compare(group) for group in unfinished | {job.group for job in over if job.group}}
+        queue = [job for job in jobs if job.group or job.state == "queued"]
+        beside = self._beside([*over, *(job for group in groups.values() for job in group.jobs)], outcomes)
         return (
-            only_new(shown, "running", self._running(running, bool(waiting), bool(over))),
+            only_new(shown, "running", self._running(running, any(job.state == "queued" for job in jobs), bool(over))),
             running.id if running else "",
             gr.Button(visible=running is not None, interactive=running is not None and not running.cancel_requested),
-            only_new(shown, "waiting", present.waiting_list(waiting)),
-            only_new(shown, "history", present.history(over, adapters, self._failed_logs(over))),
+            only_new(shown, "waiting", joblist.waiting_list(joblist.entries(queue, groups), beside)),
+            only_new(shown, "history", joblist.history(joblist.entries(over, groups), beside)),
         )
+
+    def _beside(self, jobs: "Iterable[JobRecord]", outcomes: list[str]) -> joblist.Beside:
+        """What the lists say beside the jobs."""
+        by_id = {job.id: job for job in jobs}
+        stopped = [job for job in by_id.values() if job.state in ("failed", "cancelled")]
+        steps = {job.id: self.studio.queue.resume_step(job.id) for job in stopped}
+        return joblist.Beside(
+            adapters={a.id: a for a in self.studio.adapters.all()},
+            chats=frozenset(a.id for a in _voices(self.studio)),
+            logs=self._failed_logs([job for job in stopped if job.state == "failed"]),
+            resumes={job_id: step for job_id, step in steps.items() if step is not None},
+            opened={job_id: self._outcome(by_id[job_id]) for job_id in outcomes if job_id in by_id},
+        )
+
+    def _outcome(self, job: "JobRecord") -> str:
+        return outcome(job.result or {"steps": job.progress.get("steps")}, self.curves.of(job.id, job.attempt))
 
     def _running(self, job: "JobRecord | None", some_wait: bool, some_over: bool) -> str:
         if job is not None:
-            return present.running_card(job, self.curves.of(job.id, job.attempt))
+            return joblist.running_card(job, self.curves.of(job.id, job.attempt))
         if some_wait and not self.studio.settings.worker:
             return present.empty_card("No worker runs in this studio", "Jobs wait until one is started: python -m studio worker")
         if some_wait:
             return present.empty_card("The next training starts in a moment", "The worker takes the oldest waiting job.")
         return present.empty_card("Nothing is training", "" if some_over else "Start one with the form; it shows here, step by step.")
 
-    def _failed_logs(self, jobs: "list[JobRecord]") -> dict[str, str]:
+    def _failed_logs(self, failed: "list[JobRecord]") -> dict[str, str]:
         """Log texts of failed jobs, each read once."""
-        failed = [job for job in jobs if job.state == "failed"]
         self._logs = {(job.id, job.attempt): self._logs.get((job.id, job.attempt)) or self.studio.job_log(job.id) for job in failed}
         return {job_id: text for (job_id, _), text in self._logs.items()}
 
-    def tick(self, opened: str, trying: str, shown: dict[str, str]) -> tuple[Any, ...]:
+    def tick(self, opened: str, trying: str, shown: dict[str, str], outcomes: list[str]) -> tuple[Any, ...]:
         """What a second changed: the tab where it is open, and the way into the chat for who tried it."""
-        live = self.live(shown) if opened == TRAIN else (gr.skip(),) * 5
+        live = self.live(shown, outcomes) if opened == TRAIN else (gr.skip(),) * 5
         job = self.studio.queue.get(trying) if trying else None
         if job is None or job.state in ("queued", "running"):
             return *live, trying, gr.skip(), gr.skip()
@@ -240,18 +225,38 @@ class _Events:
             return present.error_card(error)
         return present.note_card(f"The training of {job.adapter_name} {'stops' if job.state == 'running' else 'was cancelled'}.")
 
-    def act(self, event: gr.EventData) -> tuple[Any, Any, Any]:
-        """A button in the lists: cancel, retry or chat."""
+    def act(self, outcomes: list[str], event: gr.EventData) -> tuple[Any, Any, Any, Any]:
+        """A button in the lists: cancel, retry, chat, or what came of a job."""
         kind, record_id = action(event)
         if kind == "chat":
-            return "", *open_chat(self.studio, record_id)
+            return "", *open_chat(self.studio, record_id), gr.skip()
+        if kind == "outcome":
+            opened = [job_id for job_id in outcomes if job_id != record_id]
+            return gr.skip(), gr.skip(), gr.skip(), opened if len(opened) < len(outcomes) else [*outcomes, record_id]
+        return self._change(kind, record_id), gr.skip(), gr.skip(), gr.skip()
+
+    def _change(self, kind: str, record_id: str) -> str:
         if kind == "cancel":
-            return self.cancel(record_id), gr.skip(), gr.skip()
+            return self.cancel(record_id)
         try:
-            said = present.note_card(f"{self.studio.queue.retry(record_id).adapter_name} is in the queue again.")
+            if kind == "cancel-group":
+                return present.note_card(
+                    f"{present.count(len(self.studio.queue.cancel_group(record_id)), 'training')} of the sweep stopped."
+                )
+            job = self.studio.queue.retry(record_id, from_start=kind == "restart")
         except StudioError as error:
-            said = present.error_card(error)
-        return said, gr.skip(), gr.skip()
+            return present.error_card(error)
+        step = self.studio.queue.resume_step(job.id)
+        where = "" if step is None else f" and resumes at step {step:,}"
+        return present.note_card(f"{job.adapter_name} is in the queue again{where}.")
+
+
+def _voices(studio: "Studio") -> "list[AdapterRecord]":
+    """Adapters that the chat could open now."""
+    try:
+        return studio.adapters_of(studio.default_base())
+    except NotFound:
+        return []
 
 
 def _kept(value: str | None, records: Sequence[Any], otherwise: str | None) -> str | None:
@@ -261,27 +266,42 @@ def _kept(value: str | None, records: Sequence[Any], otherwise: str | None) -> s
 def wire(page: Page, studio: "Studio") -> None:
     """Bind the tab's events."""
     tab, events = page.train, _Events(studio, page)
-    fields = list(tab.fields.values())
-    form = [tab.dataset, tab.name, tab.base, tab.preset, *fields]
+    chat = [page.tabs, page.chat.adapter]
     live: dict[str, Any] = {
         "fn": events.live,
-        "inputs": tab.shown,
+        "inputs": [tab.shown, tab.outcomes],
         "outputs": [tab.running, tab.running_id, tab.cancel, tab.waiting, tab.history],
         **QUIET,
     }
-    command: dict[str, Any] = {"fn": events.command, "inputs": form, "outputs": tab.command, **QUIET}
+    _wire_form(page, events, live)
+    tab.tab.select(**live)
+    tab.cancel.click(events.cancel, tab.running_id, tab.message, **QUIET).then(**live)
+    for listed in (tab.waiting, tab.history):
+        listed.act(events.act, tab.outcomes, [tab.message, *chat, tab.outcomes], **QUIET).then(**live)
+    ticked = [page.opened, page.trying, tab.shown, tab.outcomes]
+    page.pulse.tick(events.tick, ticked, [*live["outputs"], page.trying, *chat], **QUIET)
+
+
+def _wire_form(page: Page, events: _Events, live: dict[str, Any]) -> None:
+    """What follows from the form: the command, the cost, the memory, and which options mean anything."""
+    tab, fields = page.train, list(page.train.fields.values())
+    filled = [tab.dataset, tab.name, tab.base, tab.preset, tab.sweep, *fields]
+    asked = [tab.dataset, tab.base, tab.preset, tab.sweep, *fields]
+    method = tab.fields["method"]
+    command: dict[str, Any] = {"fn": events.command, "inputs": filled, "outputs": tab.command, **QUIET}
     cost: dict[str, Any] = {"fn": events.cost, "inputs": [tab.base, tab.fields["quantization"]], "outputs": tab.cost, **QUIET}
-    chat = [page.tabs, page.chat.adapter]
+    memory: dict[str, Any] = {"fn": events.memory, "inputs": asked, "outputs": tab.memory, **QUIET}
+    kind: dict[str, Any] = {"fn": events.kind, "inputs": method, "outputs": [*fields, tab.kind_hint], **QUIET}
     refreshed = [tab.dataset, tab.base, tab.trouble, tab.start, tab.try_it]
     refresh: dict[str, Any] = {"fn": events.refresh, "inputs": [tab.dataset, tab.base], "outputs": refreshed, **QUIET}
-    tab.tab.select(**refresh).then(**command).then(**cost)
-    tab.tab.select(**live)
-    tab.preset.change(events.preset_values, tab.preset, fields, **QUIET).then(**command).then(**cost)
-    gr.on([tab.dataset.input, tab.name.input, tab.base.input, *(f.input for f in fields)], trigger_mode="always_last", **command)
+    tab.tab.select(**refresh).then(**command).then(**cost).then(**memory)
+    tab.preset.change(form.preset_controls, tab.preset, fields, **QUIET).then(**kind).then(**command).then(**cost).then(**memory)
+    method.input(**kind)
+    # Text that is pasted is a change, but no input, of a Textbox.
+    inputs = [f.change if isinstance(f, gr.Textbox) else f.input for f in (tab.dataset, tab.base, tab.sweep, *fields)]
+    gr.on([tab.name.change, *inputs], trigger_mode="always_last", **command)
+    gr.on(inputs, trigger_mode="always_last", **memory)
     gr.on([tab.base.input, tab.fields["quantization"].input], **cost)
-    tab.start.click(events.start, form, [tab.message, tab.name], **QUIET).then(**live).then(**refresh).then(**command)
+    started = tab.start.click(events.start, [*filled], [tab.message, tab.name], **QUIET)
+    started.then(**live).then(**refresh).then(**command)
     tab.try_button.click(events.try_it, None, [page.trying, tab.message], **QUIET).then(**live).then(**refresh)
-    tab.cancel.click(events.cancel, tab.running_id, tab.message, **QUIET).then(**live)
-    tab.waiting.act(events.act, None, [tab.message, *chat], **QUIET).then(**live)
-    tab.history.act(events.act, None, [tab.message, *chat], **QUIET).then(**live)
-    page.pulse.tick(events.tick, [page.opened, page.trying, tab.shown], [*live["outputs"], page.trying, *chat], **QUIET)
