@@ -182,16 +182,24 @@ def test_names_that_are_taken_are_refused_at_once(studio: Studio) -> None:
         submit(studio, "bird", TINY)
 
 
-def test_kill_9_of_the_training_process_fails_the_job_with_a_reason(studio: Studio) -> None:
-    job, after = submit(studio, "a", ENDLESS), submit(studio, "b", TINY)
+def test_kill_9_of_the_training_process_fails_the_job_with_a_reason_and_a_retry_resumes(studio: Studio) -> None:
+    job, after = submit(studio, "a", {**ENDLESS, "checkpoint_every_s": 0}), submit(studio, "b", TINY)
     studio.worker.start()
     wait_for(lambda: is_training(studio, job))
     (child,) = children_of(os.getpid())
     child.send_signal(signal.SIGKILL)
     wait_for(lambda: studio.queue.get(job.id).state == "failed")
+    kept = studio.queue.resume_step(job.id)
     reason = studio.queue.get(job.id).reason
-    assert "was killed, most often because memory ran out" in reason and "A retry begins at the start" in reason
+    assert "was killed, most often because memory ran out" in reason and f"A retry resumes at step {kept:,};" in reason
     wait_for(lambda: studio.queue.get(after.id).state == "done")  # the queue goes on
+    studio.queue.retry(job.id)
+    wait_for(lambda: studio.queue.get(job.id).progress.get("step", 0) > (kept or 0))
+    again = next(e for e in studio.queue.events(job.id, kinds=("progress",)) if e.attempt == 2)
+    assert kept and kept >= 2 and again.data["step"] == kept + 1
+    studio.queue.cancel(job.id)
+    wait_for(lambda: studio.queue.get(job.id).state == "cancelled", 30)
+    assert studio.queue.resume_step(job.id)  # what was cancelled can be taken up, too
     assert_nothing_half_written(studio)
 
 
