@@ -2,8 +2,8 @@
 
 On the CPU the queries are cut into tiles of at most `TILE` tokens: whole short rows, or a piece of a long one. A
 tile meets the keys from the start of its first row to its own end, so no token is padded, and what a causal mask
-would hide is hardly computed. The backward pass computes a tile's probabilities again instead of keeping them. On
-CUDA the variable-length flash attention of torch does the same.
+would hide is hardly computed. Over many keys, the backward pass computes a tile's probabilities again instead of
+keeping them. On CUDA the variable-length flash attention of torch does the same.
 
 A model reads the layout through its attention modules (`packing`), so nothing must be passed through its forward.
 """
@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "studio_packed"
 TILE = 128
+KEPT_KEYS = 256  # probabilities over more keys are computed again in the backward pass
 
 
 @dataclass(frozen=True)
@@ -162,13 +163,14 @@ def packed_attention(
         raise NotImplementedError(f"packed attention without {', '.join(unknown) or 'a mask'}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = options.get("sliding_window")
+    q, k, v = (t.squeeze(0) for t in (query, key, value))  # a view whose backward pass is one too
     prefix = getattr(module, "prefix", None)
     if prefix is not None:
         keys_values = prefix.keys_values(module.layer_idx)
-        return _with_prefix(query[0], key[0], value[0], keys_values, layout, window, scale).transpose(0, 1).unsqueeze(0), None
+        return _with_prefix(q, k, v, keys_values, layout, window, scale).transpose(0, 1).unsqueeze(0), None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _on_cuda(query[0], key[0], value[0], layout, window, scale).unsqueeze(0), None
-    out: Tensor = _TiledAttention.apply(query[0], key[0], value[0], layout.tiles(window, query), scale)  # type: ignore[no-untyped-call]
+        return _on_cuda(q, k, v, layout, window, scale).unsqueeze(0), None
+    out: Tensor = _TiledAttention.apply(q, k, v, layout.tiles(window, q), scale)  # type: ignore[no-untyped-call]
     return out.transpose(0, 1).unsqueeze(0), None
 
 
@@ -194,22 +196,25 @@ class _TiledAttention(torch.autograd.Function):
         key, value = key.contiguous(), value.contiguous()
         group = len(query) // len(key)
         q, out = _fold(query, group, scale), query.new_empty(len(key), query.shape[1] * group, query.shape[2])
+        kept = []
         for tile in tiles:
             rows, seen = tile.rows(group), tile.keys
-            torch.bmm(_probabilities(q[:, rows], key[:, seen], tile, group), value[:, seen], out=out[:, rows])
+            p = _probabilities(q[:, rows], key[:, seen], tile, group)
+            torch.bmm(p, value[:, seen], out=out[:, rows])
+            kept.append(p if p.shape[2] <= KEPT_KEYS else None)
         ctx.tiles, ctx.scale, ctx.group = tiles, scale, group
-        ctx.save_for_backward(query, key, value)
+        ctx.save_for_backward(query, key, value, *kept)
         return _unfold(out, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         group = ctx.group
         q, g = _fold(query, group, ctx.scale), _fold(grads[0], group, 1.0)
         g_query, g_key, g_value = torch.empty_like(q), torch.zeros_like(key), torch.zeros_like(value)
-        for tile in ctx.tiles:
+        for tile, p in zip(ctx.tiles, kept, strict=True):
             rows, seen = tile.rows(group), tile.keys
-            p = _probabilities(q[:, rows], key[:, seen], tile, group)
+            p = _probabilities(q[:, rows], key[:, seen], tile, group) if p is None else p
             g_value[:, seen].baddbmm_(p.mT, g[:, rows])
             g_scores = torch._softmax_backward_data(g[:, rows] @ value[:, seen].mT, p, -1, p.dtype)
             torch.bmm(g_scores, key[:, seen], out=g_query[:, rows])

@@ -154,7 +154,8 @@ class Trainer:
         c = self.config
         spec = AdapterSpec(c.method, c.rank, c.alpha, c.rslora, c.dropout, c.targets, c.layers, c.init, c.virtual_tokens, c.seed)
         try:
-            attached = attach(self.model, spec, original, self.train[0].token_ids)
+            with self.loss.packing.put_aside(self.model):  # a prefix starts from a plain forward pass
+                attached = attach(self.model, spec, original, self.train[0].token_ids)
         except UnsuitableOption as error:
             raise InvalidInput(f"The option {error.option} is {getattr(c, error.option)!r}: {error}.") from None
         if attached.prefix is not None and not self.loss.packs:

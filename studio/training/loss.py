@@ -104,7 +104,7 @@ class CausalLoss:
         device, layout = self.model.device, Layout(lengths)
         positions = layout.position_ids.to(device) + self.position_offset
         self.packing.layout = layout  # stays until the next pass: a block that is computed twice asks for it again
-        return _first(model(input_ids=token_ids.to(device)[None], position_ids=positions[None], use_cache=False))[0]
+        return _first(model(input_ids=token_ids.to(device)[None], position_ids=positions[None], use_cache=False))
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
@@ -140,9 +140,9 @@ class CausalLoss:
 
 def _plain(model: Any, token_ids: Tensor) -> Tensor:
     """The output of a model for one row, (T, H) or (T, V)."""
-    return _first(model(input_ids=token_ids[None], use_cache=False))[0]
+    return _first(model(input_ids=token_ids[None], use_cache=False))
 
 
 def _first(output: Any) -> Tensor:
     states: Tensor = output[0]
-    return states
+    return states.squeeze(0)

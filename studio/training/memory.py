@@ -17,12 +17,16 @@ from studio.bases.loading import empty_model
 from studio.lora.errors import UnsuitableOption
 from studio.lora.injection import find_targets, linear_layers
 from studio.lora.linear import shape
+from studio.training.attention import KEPT_KEYS
 from studio.training.config import TrainConfig
 from studio.training.fused import is_fused
 from studio.training.loss import CHUNK, SOFTMAX_BYTES
 
 MB = 2**20
-RUNTIME_MB = {"cpu": 480, "cuda": 700}  # Python with its libraries; on CUDA the context and its kernels as well
+# Python with its libraries, the model's code and what loading leaves, and the kernels that are made for each shape;
+# measured on the CPU. On CUDA the context and its kernels, a guess: not run on a GPU.
+RUNTIME_MB = {"cpu": 990, "cuda": 700}
+FRAGMENTED = 1.08  # what an allocator needs for each byte that is asked for
 WEIGHT_BYTES = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01, "bf16": 2.0, "fp32": 4.0}  # with the scales of blocks or rows
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2, "paged_adamw8bit": 0}  # two for each parameter; paged ones move out when asked
 SMALLEST_BUDGET = 64
@@ -153,10 +157,11 @@ def _per_token(model: Any, linear: dict[str, nn.Module], plain: float) -> tuple[
     # Each block keeps: what its products read (the norms' outputs, attention's and the gate's), what attention and the
     # gate read, the residual stream twice. Outputs of the products cover all of these but the norms' and the gate's.
     inner = max(d_in for _, d_in in shapes)
-    kept = (outputs + blocks * (3 * hidden + inner)) * plain
+    probabilities = blocks * text.num_attention_heads * KEPT_KEYS // 4  # over half a row of up to so many tokens
+    kept = (outputs + blocks * (3 * hidden + inner) + probabilities) * plain
     if not is_fused(model):  # autograd keeps float32 copies in each norm, and the activation on its own
         kept += blocks * (2 * 2 * 4 * hidden + 2 * inner * plain)
-    return kept, (6 * inner + 4 * hidden) * plain
+    return kept * FRAGMENTED, (6 * inner + 4 * hidden) * plain
 
 
 def _learned(model: Any, config: TrainConfig) -> int:
