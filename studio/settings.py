@@ -92,9 +92,11 @@ def command_environment() -> dict[str, str]:
     OMP_WAIT_POLICY=ACTIVE in the environment chooses otherwise.
 
     The C library keeps what is freed instead of giving it back and asking again: a step frees and takes its activations
-    many thousand pages at a time, and each page that comes back anew must be cleared.
+    many thousand pages at a time, and each page that comes back anew must be cleared. The CPU's products keep a kernel for
+    each shape they met; steps of ever new lengths would fill memory with them.
     """
-    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_TOP_PAD_": str(1 << 26)}
+    keep = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
+    keep |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_TOP_PAD_": str(1 << 26)}
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
         **keep,

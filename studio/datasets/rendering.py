@@ -14,10 +14,14 @@ from studio.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Example:
-    """One row for the trainer. `trained[i]` says whether token i is predicted in the loss. Both have length T."""
+    """One row for the trainer. `trained[i]` says whether token i is predicted in the loss. Both have length T.
+
+    `prompt` is what the first answer answers, for people to read.
+    """
 
     token_ids: list[int]
     trained: list[bool]
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ def render(tokenizer: Any, conversation: Conversation) -> Example:
         spans.append((len(before), len(after.rstrip())))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     trained = [any(start <= begin < end for start, end in spans) and begin < stop for begin, stop in encoded["offset_mapping"]]
-    return Example(list(encoded["input_ids"]), trained)
+    first = next((i for i, turn in enumerate(conversation) if turn["role"] == "assistant"), 0)
+    return Example(list(encoded["input_ids"]), trained, conversation[first - 1]["content"] if first else "")
 
 
 def render_all(
@@ -76,7 +81,7 @@ def render_all(
     for conversation in conversations:
         example = render(tokenizer, conversation)
         if len(example.token_ids) > max_length:
-            example = Example(example.token_ids[:max_length], example.trained[:max_length])
+            example = Example(example.token_ids[:max_length], example.trained[:max_length], example.prompt)
             # The first token is never predicted, so it cannot be the only trained one.
             if over_length == "drop" or not any(example.trained[1:]):
                 dropped += 1

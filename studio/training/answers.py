@@ -25,8 +25,7 @@ def chosen_prompts(tokenizer: Any, named: str, held: Sequence[Example]) -> list[
     """(text, token ids) of the prompts that the user named, or of the first held-out rows."""
     if named.strip():
         return [(text.strip(), prompt_ids(tokenizer, text.strip())) for text in named.split("|") if text.strip()]
-    rows = [row.token_ids[: row.trained.index(True)] for row in held[:HELD_OUT_PROMPTS] if row.trained.index(True) > 0]
-    return [(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids) for ids in rows]
+    return [(row.prompt, row.token_ids[: row.trained.index(True)]) for row in held if row.prompt][:HELD_OUT_PROMPTS]
 
 
 @torch.no_grad()

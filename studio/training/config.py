@@ -33,7 +33,7 @@ class TrainConfig(BaseModel):
     )
     virtual_tokens: int = _option(20, "Adapter", "Length of the prefix, with method prefix.", ge=1, le=1024)
 
-    epochs: float = _option(4.0, "Length of the training", "How often every row is seen.", gt=0, le=100)
+    epochs: float = _option(2.0, "Length of the training", "How often every row is seen.", gt=0, le=100)
     max_steps: int = _option(
         0, "Length of the training", "Stop after this many optimizer steps; 0 leaves it to epochs.", ge=0, le=1_000_000
     )
@@ -70,7 +70,7 @@ class TrainConfig(BaseModel):
     held_out: float = _option(0.1, "Watching", "Share of the rows that is kept for evaluation.", ge=0, le=0.5)
     eval_steps: int = _option(0, "Watching", "Evaluate after this many steps; 0 means after each epoch.", ge=0, le=1_000_000)
     sample_prompts: str = _option("", "Watching", "Prompts to answer at each evaluation, with | between them.")
-    sample_tokens: int = _option(48, "Watching", "Longest answer to such a prompt, in tokens.", ge=1, le=1024)
+    sample_tokens: int = _option(32, "Watching", "Longest answer to such a prompt, in tokens.", ge=1, le=1024)
     tracker: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = _option(
         "none", "Watching", "Where curves are sent as well; the studio always keeps its own."
     )
@@ -91,7 +91,7 @@ class TrainConfig(BaseModel):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"rank": 8, "alpha": 16.0, "epochs": 2.0, "learning_rate": 1e-3},
+    "quick": {"rank": 8, "alpha": 16.0, "epochs": 1.0, "learning_rate": 1e-3},
     "balanced": {},
     "thorough": {"rank": 32, "alpha": 64.0, "epochs": 8.0, "learning_rate": 5e-4, "dropout": 0.05, "keep_best": True},
 }

@@ -20,8 +20,8 @@ HOLDERS = {
     "gradio": ("studio.ui", "app"),
     "sqlalchemy": ("storage",),
     "alembic": ("storage",),
-    "transformers": ("studio.bases", "studio.chat"),
-    "bitsandbytes": ("studio.bases", "studio.lora"),
+    "transformers": ("studio.bases", "studio.chat", "studio.training"),
+    "bitsandbytes": ("studio.bases", "studio.lora", "studio.training"),
     "tensorboardX": ("studio.training",),
 }
 

@@ -54,6 +54,7 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("hub_timeout_s", "0.5", 0.5),
         ("lease_s", "4", 4.0),
         ("max_losses", "1", 1),
+        ("memory_limit_mb", "4096", 4096),
         ("log_level", "DEBUG", "DEBUG"),
     ],
 )
