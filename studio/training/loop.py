@@ -39,7 +39,7 @@ from studio.training.memory import is_out_of_memory
 from studio.training.noise import EmbeddingNoise
 from studio.training.optimizer import make_optimizer, set_rate
 from studio.training.progress import Evaluation, Outcome, Position
-from studio.training.recompute import recompute_blocks
+from studio.training.recompute import computed_once, recompute_blocks
 from studio.training.schedule import factor
 from studio.training.team import Team
 
@@ -289,7 +289,7 @@ class Trainer:
             return []
         self._mode(training=False)
         ends = {int(i) for i in [self.tokenizer.eos_token_id] if i is not None}
-        with self.loss.packing.put_aside(self.model):
+        with self.loss.packing.put_aside(self.model), computed_once(self.model):
             said = answer(self.model, [ids for _, ids in self.prompts], self.config.sample_tokens, ends, self.attached.prefix)
         texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
         items = [{"prompt": prompt, "text": text} for (prompt, _), text in zip(self.prompts, texts, strict=True)]

@@ -1,5 +1,7 @@
 """Activation checkpointing: keep the input of each block alone, and compute the rest again in the backward pass."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,3 +21,16 @@ def recompute_blocks(model: Any, on: bool) -> bool:
     for block in blocks:
         block.training = on
     return bool(blocks)
+
+
+@contextmanager
+def computed_once(model: Any) -> Iterator[None]:
+    """Nothing is computed twice inside the block: a block that may be is given no cache of keys and values."""
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and module.training]
+    for block in blocks:
+        block.training = False
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.training = True
