@@ -41,13 +41,14 @@ def known(metrics: Mapping[str, Any], curve: Curve) -> dict[str, Any]:
     """The metrics of a job, with what only its events say."""
     said: dict[str, Any] = {}
     if curve.evals:
-        first, last = min(curve.evals), max(curve.evals)
+        last = max(curve.evals)
         for key in MEASURES:
             name = "loss" if key == "eval_loss" else key
-            said[key] = curve.evals[last].get(name)
-            said[f"{key}_before"] = curve.evals[first].get(name) if first == 0 else None
+            said[key] = curve.evals[last].get(name) if last else None
+            said[f"{key}_before"] = curve.evals.get(0, {}).get(name)
     if curve.samples:
-        said["samples"] = curve.samples[max(curve.samples)]
+        last = max(curve.samples)
+        said["samples"] = curve.samples[last] if last else None
         said["samples_before"] = curve.samples.get(0)
     found = {**said, **{key: value for key, value in metrics.items() if value is not None}}
     for end in ("", "_before"):  # an older studio did not store what follows from the loss
@@ -67,7 +68,7 @@ def evaluation(found: Mapping[str, Any], after: str = "after") -> str:
 
 
 def _measure(name: str, form: Callable[[float], str], before: float | None, after: float | None) -> str:
-    if after is None:
+    if before is None and after is None:
         return ""
     values = "".join(f"<td>{'' if value is None else form(value)}</td>" for value in (before, after))
     return f'<tr><th scope="row">{name}</th>{values}</tr>'

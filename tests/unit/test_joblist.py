@@ -132,6 +132,8 @@ def test_a_running_job_shows_its_evaluations_so_far() -> None:
     found = known({}, curve)
     assert (found["eval_loss_before"], found["eval_loss"], found["accuracy"]) == (3.0, 2.0, 0.5)
     assert "before now held-out loss 3.000 2.000" in plain(outcome({}, curve, live=True))
+    first = plain(outcome({}, Curve(evals={0: {"loss": 3.0}}, samples={0: BEFORE}), live=True))
+    assert "before now held-out loss 3.000 perplexity 20.09 " in first and first.count("I am an assistant.") == 1
     assert known({"eval_loss": 1.5}, curve)["eval_loss"] == 1.5  # the kept weights were better than the last ones
 
 
