@@ -239,13 +239,11 @@ def worker() -> None:
 @adapter_app.command("list")
 def adapter_list(as_json: Json = False) -> None:
     """List the adapters."""
+    from studio.ui.present import kind
+
     with opened() as studio:
-        show_all(
-            "adapters",
-            [asdict(a) for a in studio.adapters.all()],
-            as_json,
-            lambda v: f"{v['name']}  rank {v['rank']}  {v['size_bytes'] / 2**20:.1f} MB",
-        )
+        values = [asdict(a) | {"kind": kind(a)} for a in studio.adapters.all()]
+        show_all("adapters", values, as_json, lambda v: f"{v['name']}  {v['kind']}  {v['size_bytes'] / 2**20:.1f} MB")
 
 
 @adapter_app.command("show")
