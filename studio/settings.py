@@ -87,9 +87,9 @@ def load_settings() -> Settings:
 def command_environment() -> dict[str, str]:
     """The environment of a subprocess: ours, with output that arrives line by line.
 
-    OpenMP's workers sleep between products instead of spinning, so that the page and the chat of the same machine keep
-    their cores. Training alone on two cores takes about a fifth longer; next to other work it takes less.
-    OMP_WAIT_POLICY=ACTIVE in the environment chooses otherwise.
+    OpenMP's workers wait for the next product for some tenths of a millisecond and then sleep, so that the page and the chat of
+    the same machine keep their cores: without an end to the waiting a chat beside a training fell to a token a second, and with
+    none at all training took a fifth longer. GOMP_SPINCOUNT in the environment chooses otherwise.
 
     The C library keeps what is freed instead of giving it back and asking again: a step frees and takes its activations
     many thousand pages at a time, and each page that comes back anew must be cleared. The CPU's products keep a kernel for
@@ -98,7 +98,7 @@ def command_environment() -> dict[str, str]:
     keep = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
     keep |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_TOP_PAD_": str(1 << 26)}
     return {
-        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "10000",
         **keep,
         **os.environ,
         "PYTHONUNBUFFERED": "1",
