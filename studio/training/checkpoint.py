@@ -46,13 +46,17 @@ class CheckpointFolder:
         """Write a checkpoint, then remove those that are more than `keep`.
 
         Raises:
-            OSError: for example ENOSPC; the earlier checkpoints are untouched.
+            OSError: for example a full disk; the earlier checkpoints are untouched.
         """
         target = self.folder / f"{STEP}{snapshot.step:09d}"
-        if target.exists():  # written by an attempt that died before it could go on
-            return
+        for unusable in self._folders():
+            if unusable.name >= target.name:  # or the training would have gone on from there
+                files.remove_folder(unusable)
         with files.publish_folder(target) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}, partial / TENSORS)
+            try:
+                save_file({name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}, partial / TENSORS)
+            except SafetensorError as error:
+                raise OSError(str(error).rpartition("I/O error: ")[2]) from None
             (partial / STATE).write_text(json.dumps({"identity": self.identity, "step": snapshot.step, **snapshot.state}))
         for old in self._folders()[self.keep :]:
             files.remove_folder(old)

@@ -299,10 +299,15 @@ class Trainer:
     def _save_where_due(self) -> None:
         if self.checkpoints is None or not self.team.leads or self.at.step == self.total_steps:
             return
-        if time.monotonic() - self.saved_at >= self.config.checkpoint_every_s:
+        if time.monotonic() - self.saved_at < self.config.checkpoint_every_s:
+            return
+        try:
             self.checkpoints.save(self._snapshot())
+        except OSError as error:  # the disk may have room again when the adapter is there
+            self.emit("notice", text=f"The checkpoint of step {self.at.step} could not be written ({error}); the training goes on.")
+        else:
             self.emit("checkpoint", step=self.at.step)
-            self.saved_at = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def _snapshot(self) -> Snapshot:
         moments, plain = pack_optimizer(self.optimizer)
