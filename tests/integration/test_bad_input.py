@@ -586,7 +586,7 @@ def test_logs_never_mix_with_the_object_on_stdout(shell: Shell) -> None:
 
 def test_what_a_person_reads_without_json_is_short_and_plain(shell: Shell) -> None:
     readers: dict[tuple[str, ...], Callable[[str], bool]] = {
-        ("adapter", "list"): lambda text: text.startswith("bird  rank 2"),
+        ("adapter", "list"): lambda text: text.startswith("bird  LoRA, rank 2"),
         ("dataset", "list"): lambda text: "Angry bird  96 rows  messages" in text,
         ("base", "list"): lambda text: text.startswith("tiny"),
         ("job", "list"): lambda text: "done  bird" in text,
