@@ -30,12 +30,13 @@ def device_name() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_model(path: Path, quantization: str, name: str = "") -> Any:
+def load_model(path: Path, quantization: str, name: str = "", device: Any = None) -> Any:
     """A causal language model in eval mode with frozen weights.
 
     Args:
         path: a folder with config.json and safetensors. quantization: nf4 or fp4 (double quantization, bf16
             compute), int8 by row, bf16 or fp32. name: what the base is called where it cannot be loaded; the folder's where left out.
+            device: where the weights go, a name or a `torch.device`; CUDA where there is CUDA if left out.
 
     Raises:
         BaseUnavailable: the folder is incomplete or the architecture is unknown.
@@ -56,7 +57,7 @@ def load_model(path: Path, quantization: str, name: str = "") -> Any:
             str(path),
             dtype=dtype,
             quantization_config=_quantization_config(quantization),
-            device_map=device_name(),
+            device_map=device_name() if device is None else device,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

@@ -27,8 +27,10 @@ def dense_weight(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor
     Raises:
         RuntimeError: see `dequantize`.
     """
+    if isinstance(layer, FrozenQuantizedLinear):
+        return layer.dense(dtype)
     weight = layer.weight
-    if isinstance(layer, FrozenQuantizedLinear) or is_quantized(layer):
+    if is_quantized(layer):
         return dequantize(weight, dtype)
     assert isinstance(weight, Tensor)
     return (weight.detach().T if _is_conv1d(layer) else weight.detach()).to(dtype)

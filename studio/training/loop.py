@@ -22,7 +22,7 @@ from studio.lora.frozen import freeze_quantized
 from studio.lora.layers import LoraLinear
 from studio.lora.product import share_inputs
 from studio.training.answers import answer, chosen_prompts
-from studio.training.batching import micro_batches, plan_steps, split_held_out
+from studio.training.batching import MicroBatch, micro_batches, plan_steps, split_held_out
 from studio.training.checkpoint import (
     CheckpointFolder,
     Snapshot,
@@ -41,6 +41,7 @@ from studio.training.optimizer import make_optimizer, set_rate
 from studio.training.progress import Evaluation, Outcome, Position
 from studio.training.recompute import computed_once, recompute_blocks
 from studio.training.schedule import factor
+from studio.training.sharding import Pass, cut_at_end, directly, is_spread, spread
 from studio.training.team import Team
 
 Result = TypeVar("Result")
@@ -84,6 +85,8 @@ class Trainer:
         self.attached = self._attach(original)
         self.parameters = list(self.attached.parameters.values())
         self.shared = self._share()
+        self.spread = is_spread(config, self.team)
+        self.with_base: Pass = spread(model, self.parameters, self.team) if self.spread else directly
         self.noise = EmbeddingNoise(model, config.neftune, self.loss)
         self.optimizer = make_optimizer(self.attached, config)
         self.prompts = chosen_prompts(tokenizer, config.sample_prompts, self.held) if tokenizer is not None else []
@@ -190,9 +193,9 @@ class Trainer:
         batches = micro_batches(rows, self.at.token_budget)
         counted = sum(len(batch.labels) for batch in batches)
         total = 0.0
-        for batch in self.team.share(batches):
+        for batch, weight in self._pieces(batches):
             with self.noise:
-                loss = self.loss(batch)[0] / counted
+                loss = self.with_base(self.loss, batch)[0] * weight / counted
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if self.team.size > 1:
@@ -208,10 +211,14 @@ class Trainer:
         """(nats, right tokens, tokens) over the held-out rows."""
         batches = micro_batches(self.held, self.at.token_budget)
         nats, hits = 0.0, 0
-        for batch in self.team.share(batches):
-            loss, correct = self.loss(batch)
-            nats, hits = nats + float(loss), hits + int(correct)
+        for batch, weight in self._pieces(batches):
+            loss, correct = self.with_base(self.loss, batch)
+            nats, hits = nats + weight * float(loss), hits + weight * int(correct)
         return self.team.total(nats), round(self.team.total(hits)), sum(len(batch.labels) for batch in batches)
+
+    def _pieces(self, batches: list[MicroBatch]) -> list[tuple[MicroBatch, int]]:
+        """What this process computes, with weights; a spread base needs as many passes of each process."""
+        return self.team.even_share(batches) if self.spread else [(batch, 1) for batch in self.team.share(batches)]
 
     def _mode(self, training: bool) -> None:
         """Adapters learn or not; the base stays in eval mode, so that no dropout of its own takes part."""
@@ -285,13 +292,15 @@ class Trainer:
 
     def _samples(self) -> list[dict[str, str]]:
         """Answers of the adapter as it stands now, told as an event."""
-        if not self.prompts or not self.team.leads:
+        if not self.prompts or not (self.team.leads or self.spread):
             return []
         self._mode(training=False)
         ends = {int(i) for i in [self.tokenizer.eos_token_id] if i is not None}
+        stops = set[int]() if self.spread else ends  # processes that share a base make as many passes, whatever is said
+        prompts = [ids for _, ids in self.prompts]
         with self.loss.packing.put_aside(self.model), computed_once(self.model):
-            said = answer(self.model, [ids for _, ids in self.prompts], self.config.sample_tokens, ends, self.attached.prefix)
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
+            said = self.with_base(answer, self.model, prompts, self.config.sample_tokens, stops, self.attached.prefix)
+        texts = [self.tokenizer.decode(cut_at_end(ids, ends), skip_special_tokens=True).strip() for ids in said]
         items = [{"prompt": prompt, "text": text} for (prompt, _), text in zip(self.prompts, texts, strict=True)]
         self.emit("samples", step=self.at.step, items=items)
         return items

@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The blocks of a model, in order, as transformers marks them; none where it does not."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def recompute_blocks(model: Any, on: bool) -> bool:
@@ -13,7 +19,7 @@ def recompute_blocks(model: Any, on: bool) -> bool:
     Blocks recompute while they count as training. Only the blocks themselves do: what is inside them stays in eval
     mode, so that no dropout of the base wakes up.
     """
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = blocks_of(model)
     if blocks and on:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     elif blocks:
@@ -26,7 +32,7 @@ def recompute_blocks(model: Any, on: bool) -> bool:
 @contextmanager
 def computed_once(model: Any) -> Iterator[None]:
     """Nothing is computed twice inside the block: a block that may be is given no cache of keys and values."""
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and module.training]
+    blocks = [block for block in blocks_of(model) if block.training]
     for block in blocks:
         block.training = False
     try:

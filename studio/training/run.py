@@ -70,6 +70,7 @@ def train(spec: JobSpec, emit: Emit) -> None:
     from studio.training import memory
     from studio.training.checkpoint import CheckpointFolder
     from studio.training.loop import Trainer
+    from studio.training.sharding import is_spread
     from studio.training.team import join_team
     from studio.training.trackers import check_installed, open_tracker
 
@@ -88,7 +89,7 @@ def train(spec: JobSpec, emit: Emit) -> None:
     config = _made_to_fit(spec, config, max((len(row.token_ids) for row in rendered.examples), default=0), limit, emit)
     tracker = open_tracker(config.tracker, Path(spec.job_folder), spec.adapter_name, spec.config, emit) if team.leads else None
     trainer = Trainer(
-        load_model(Path(spec.base_path), config.quantization, spec.base_name),
+        load_model(Path(spec.base_path), config.quantization, spec.base_name, "cpu" if is_spread(config, team) else team.device),
         rendered.examples,
         config,
         emit if tracker is None else tracked(emit, tracker.log),

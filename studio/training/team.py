@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from studio.bases.loading import device_name
+
 Piece = TypeVar("Piece")
 
 
@@ -26,6 +28,11 @@ class Team:
         self.rank: int = accelerator.process_index if accelerator else 0
 
     @property
+    def device(self) -> torch.device:
+        """Where this process computes: on a GPU of its own, where there are any."""
+        return torch.device(device_name()) if self.accelerator is None else self.accelerator.device
+
+    @property
     def leads(self) -> bool:
         """Whether this process speaks, writes and saves for all."""
         return self.rank == 0
@@ -33,6 +40,12 @@ class Team:
     def share(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces of this process."""
         return list(pieces[self.rank :: self.size])
+
+    def even_share(self, pieces: Sequence[Piece]) -> list[tuple[Piece, int]]:
+        """As many pieces for each process, with their weights: 1, or 0 for one that another process counts."""
+        mine = [(piece, 1) for piece in self.share(pieces)]
+        missing = -(-len(pieces) // self.size) - len(mine)
+        return mine + [(pieces[-1], 0)] * missing
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, in place."""
