@@ -139,13 +139,20 @@ def _sizes(base_path: Path, config: TrainConfig) -> _Sizes:
     head = CHUNK * text.vocab_size * plain + 2 * SOFTMAX_BYTES
     fixed = {
         "runtime": RUNTIME_MB["cuda" if torch.cuda.is_available() else "cpu"] * float(MB),
-        "base": weights * WEIGHT_BYTES[config.quantization] + others * plain + 2 * largest * plain,
+        "base": _held(weights * WEIGHT_BYTES[config.quantization], text.num_hidden_layers, config) + others * plain + 2 * largest * plain,
         "adapter": learned * 8.0,  # float32, and its gradient
         "optimizer": learned * float(MOMENT_BYTES[config.optimizer]),
         "head": head,
     }
     kept, transient = _per_token(model, linear, plain)
     return _Sizes(fixed, kept + transient, text.num_hidden_layers * text.hidden_size * plain + kept / text.num_hidden_layers + transient)
+
+
+def _held(blocks_bytes: float, blocks: int, config: TrainConfig) -> float:
+    """What a process holds of the blocks: all, or where GPUs share them its part, with two blocks gathered. Not run on a GPU."""
+    if config.sharding == "fsdp" and torch.cuda.is_available():  # on the CPU the base is loaded whole first
+        return min(blocks_bytes, blocks_bytes / config.devices + 2 * blocks_bytes / blocks)
+    return blocks_bytes
 
 
 def _per_token(model: Any, linear: dict[str, nn.Module], plain: float) -> tuple[float, float]:

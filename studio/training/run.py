@@ -84,7 +84,7 @@ def train(spec: JobSpec, emit: Emit) -> None:
     rendered = render_all(tokenizer, conversations, config.max_length, config.over_length)
     for text in rendered.notices:
         emit("notice", text=text)
-    limit = spec.memory_limit_mb or memory.free_mb()
+    limit = spec.memory_limit_mb or team.least(memory.free_mb())  # one for all: pieces must be cut alike
     memory.limit_memory(limit)
     config = _made_to_fit(spec, config, max((len(row.token_ids) for row in rendered.examples), default=0), limit, emit)
     tracker = open_tracker(config.tracker, Path(spec.job_folder), spec.adapter_name, spec.config, emit) if team.leads else None
@@ -193,8 +193,9 @@ def explain(error: BaseException, config: dict[str, Any]) -> str:
     """One sentence for whoever submitted the job."""
     if isinstance(error, StudioError):
         return str(error)
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    from studio.training.memory import is_out_of_memory
+
+    if is_out_of_memory(error):
         budget, length = config.get("token_budget"), config.get("max_length")
         return f"Memory ran out. Halve token_budget (now {budget}) or max_length (now {length}), or choose a smaller base; then retry."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

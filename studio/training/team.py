@@ -56,6 +56,12 @@ class Team:
         for tensor, part in zip(tensors, summed.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def least(self, value: int) -> int:
+        """The smallest of the processes' numbers."""
+        if self.size == 1:
+            return value
+        return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).min())
+
     def total(self, value: float) -> float:
         """A number summed over the processes."""
         if self.size == 1:

@@ -17,7 +17,9 @@ from torch.distributed.tensor import DTensor
 from studio.bases.loading import load_model, load_tokenizer
 from studio.errors import InvalidInput
 from studio.training.batching import micro_batches
+from studio.training.config import make_config
 from studio.training.loop import Trainer
+from studio.training.memory import _held
 from studio.training.sharding import cut_at_end, spread
 from studio.training.team import Team, join_team
 from tests.conftest import ROOT
@@ -98,6 +100,19 @@ def test_each_process_holds_half_of_the_base(spread_runs: list[dict[str, Any]], 
     assert sum(shares) >= 1 - 1e-9 and max(shares) < 0.505
 
 
+def test_processes_agree_on_the_least_memory(spread_runs: list[dict[str, Any]]) -> None:
+    assert [run["least"] for run in spread_runs] == [7, 7] and Team().least(8) == 8
+
+
+def test_the_estimate_counts_the_part_of_a_base_that_is_spread_over_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("quick", {"devices": 4, "sharding": "fsdp"})
+    assert _held(800.0, 16, config) == 800  # on the CPU each process loads all of it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _held(800.0, 16, config) == 200 + 2 * 50 and _held(800.0, 2, config) == 800
+    assert _held(800.0, 16, config.model_copy(update={"sharding": "ddp"})) == 800
+    assert _held(800.0, 16, config.model_copy(update={"devices": 1})) == 800
+
+
 def test_a_model_without_blocks_is_not_spread() -> None:
     with pytest.raises(InvalidInput, match="choose ddp"):
         spread(nn.Linear(2, 2), [], Team())
@@ -111,7 +126,8 @@ def test_an_answer_is_cut_before_its_first_end_token() -> None:
 def main(base: str, folder: str) -> None:
     """One of the processes: train all cases and leave what came of them."""
     team = join_team(2)
-    torch.save({case: train(Path(base), case, team)[1] for case in CASES}, Path(folder) / f"{team.rank}.pt")
+    came = {case: train(Path(base), case, team)[1] for case in CASES}
+    torch.save({**came, "least": team.least(7 + team.rank)}, Path(folder) / f"{team.rank}.pt")
 
 
 if __name__ == "__main__":
