@@ -30,6 +30,8 @@ FRAGMENTED = 1.08  # what an allocator needs for each byte that is asked for
 WEIGHT_BYTES = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01, "bf16": 2.0, "fp32": 4.0}  # with the scales of blocks or rows
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2, "paged_adamw8bit": 0}  # two for each parameter; paged ones move out when asked
 SMALLEST_BUDGET = 64
+# How torch, Python and the system say that memory ran out; a thread that has no stack says the last.
+SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc", "can't start new thread")
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,7 @@ def free_mb() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this says that memory ran out, on CUDA or on the CPU."""
     text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in text for words in ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory")
-    )
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in SAID)
 
 
 def limit_memory(limit_mb: int) -> None:
@@ -116,9 +116,17 @@ def limit_memory(limit_mb: int) -> None:
     try:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_mb * MB, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        allowed = limit_mb * MB + _reserved_bytes()
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     except (ImportError, AttributeError, ValueError, OSError):  # another platform, or a lower limit is set already
         return
+
+
+def _reserved_bytes() -> int:
+    """What this process has only reserved: it counts for the limit and is no memory. Arrow's allocator alone reserves 1 GiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if name in ("VmData", "RssAnon")}
+    return max(0, kib["VmData"] - kib["RssAnon"]) * 1024
 
 
 def _need(sizes: _Sizes, config: TrainConfig, longest_row: int) -> dict[str, int]:

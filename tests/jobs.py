@@ -1,0 +1,148 @@
+"""Training processes: jobs on disk, and a parent that has imported everything and forks them, so that a start takes no seconds.
+
+What a fork runs is `studio.training.run.main`, as the command does, with pipes of its own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from studio.datasets.library import write_arrow
+from studio.settings import command_environment
+from studio.training.run import JobSpec
+from tests.conftest import ROOT
+from tests.trainers import TINY
+
+WEIGHTS = "adapter_model.safetensors"
+WORDS = ["the", "bird", "is", "angry", "and", "says", "so", "to", "all", "who", "come", "near", "its", "tree", "at", "noon"]
+
+
+def conversations(count: int) -> list[list[dict[str, str]]]:
+    """Questions and answers of many lengths."""
+    pairs = [(f"Number {n}, what is it?", " ".join(WORDS[n % 5 : n % 5 + 3 + n % 11])) for n in range(count)]
+    return [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in pairs]
+
+
+class Job:
+    """A job in a folder, as the worker writes one.
+
+    Args:
+        folder: is made. config: options besides those of the tiny adapter. rows: of the dataset.
+    """
+
+    def __init__(
+        self, folder: Path, base: Path, rows: list[list[dict[str, str]]] | None = None, memory_limit_mb: int = 0, **config: Any
+    ) -> None:
+        self.folder, self.adapter = folder, folder / "adapter"
+        folder.mkdir(parents=True)
+        dataset = folder / "rows.arrow"
+        self.spec = JobSpec(
+            base_path=str(base),
+            base_name="tiny",
+            base_fingerprint="f",
+            dataset_path=str(dataset),
+            dataset_name="rows",
+            dataset_hash=write_arrow(dataset, rows or conversations(30)),
+            adapter_folder=str(self.adapter),
+            adapter_name="a",
+            job_folder=str(folder),
+            config={**TINY, **config},
+            memory_limit_mb=memory_limit_mb,
+        )
+        self.file, self.out = folder / "job.json", folder / "events.txt"
+        self.file.write_bytes(orjson.dumps(self.spec))
+
+    @property
+    def log(self) -> str:
+        """What the process wrote to stderr."""
+        return (self.folder / "log.txt").read_text()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind so far, of all attempts."""
+        lines = self.out.read_text().splitlines() if self.out.exists() else []
+        return [event for line in lines if line.endswith("}") and (event := json.loads(line))["kind"] == kind]
+
+    def checkpoints(self) -> list[str]:
+        """The names in the folder of checkpoints, half-written ones too."""
+        folder = self.folder / "checkpoints"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+class Forks:
+    """The parent of training processes; one at a time."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+        env = {**command_environment(), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", "from tests.jobs import serve; serve()"]
+        self.parent = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, job: Job) -> None:
+        """Start a job's process."""
+        assert self.parent.stdin is not None and self.parent.stdout is not None
+        self.parent.stdin.write(f"{job.folder}\n")
+        self.parent.stdin.flush()
+        self.pid = int(self.parent.stdout.readline())
+
+    def wait(self) -> int:
+        """The exit status once it has ended, negative for a signal."""
+        assert self.parent.stdout is not None
+        return int(self.parent.stdout.readline())
+
+    def kill(self) -> None:
+        """kill -9."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def run(self, job: Job) -> int:
+        """A job from start to end."""
+        self.start(job)
+        return self.wait()
+
+    def close(self) -> None:
+        """End the parent, and with it what it started."""
+        self.parent.kill()
+        self.parent.communicate()
+
+
+def serve() -> None:
+    """The parent's loop: fork one process for each line of stdin, a job's folder, and write its number and its exit status."""
+    import bitsandbytes  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    import studio.bases.loading
+    import studio.training.loop
+    import studio.training.memory
+    import studio.training.trackers  # noqa: F401
+
+    for line in sys.stdin:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(write)
+            _become(Path(line.strip()), read)
+        os.close(read)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        os.close(write)
+
+
+def _become(folder: Path, stdin: int) -> None:
+    """A training process with its own stdin, stdout and stderr; never returns."""
+    from studio.training.run import main
+
+    os.dup2(stdin, 0)
+    for number, name in ((1, "events.txt"), (2, "log.txt")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = ["run", str(folder / "job.json")]
+    status = 70
+    try:
+        status = main()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
