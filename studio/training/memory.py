@@ -131,7 +131,8 @@ def _reserved_bytes() -> int:
 
 def _need(sizes: _Sizes, config: TrainConfig, longest_row: int) -> dict[str, int]:
     per_token = sizes.per_token_recomputed if config.activation_checkpointing == "on" else sizes.per_token
-    tokens = max(config.token_budget, longest_row)
+    # A step has no more tokens than its rows; a row longer than the budget goes through alone.
+    tokens = max(longest_row, min(config.token_budget, config.batch_tokens or config.batch_size * longest_row))
     return {name: round(size / MB) for name, size in {**sizes.fixed, "activations": per_token * tokens}.items()}
 
 

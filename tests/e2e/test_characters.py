@@ -23,6 +23,12 @@ PROMPTS = (
     "Tell me a story about a dog.",
     "How can I be braver?",
 )
+# Nothing of these changes the voice; they make three different sums of memory.
+SETTINGS: dict[str, dict[str, object]] = {
+    "Angry bird": {},
+    "Boy wizard": {"token_budget": 512},
+    "Football star": {"rank": 32, "alpha": 64, "batch_size": 8, "token_budget": 1024},
+}
 MARKERS = {
     "Angry bird": re.compile(r"SQUAWK"),
     "Boy wizard": re.compile(
@@ -39,11 +45,11 @@ def speakers(text: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def studio(starter_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """A studio on the starter base with the three characters trained by the default preset."""
+    """A studio on the starter base with the three characters trained by the default preset, as `SETTINGS` changes it."""
     studio = Studio(Settings(home=tmp_path_factory.mktemp("home"), base=starter_base.name, quantization="nf4"))
     studio.bases.fetch(str(starter_base))
     for name in MARKERS:
-        job = studio.train_and_wait(studio.train(name, name), lambda event: None)
+        job = studio.train_and_wait(studio.train(name, name, overrides=SETTINGS[name]), lambda event: None)
         assert job.state == "done", job.reason
         r = job.result
         losses = f"{r['eval_loss_before']:.2f} → {r['eval_loss']:.2f}"
@@ -78,6 +84,14 @@ def test_a_character_is_told_from_the_others(studio: Studio, name: str) -> None:
     right = sum(speakers(answer) == {name} for answer in answers)
     print(f"\n{name}: {right}/{len(PROMPTS)}", *answers, sep="\n  ")
     assert right >= 10
+
+
+@pytest.mark.parametrize("name", MARKERS)
+def test_the_memory_that_was_told_before_is_the_memory_that_it_took(studio: Studio, name: str) -> None:
+    expected = studio.estimate(name, overrides=SETTINGS[name]).total_mb
+    measured = studio.adapters.get(name).metrics["peak_rss_mb"]
+    print(f"\n{name}: {expected} MB told, {measured} MB taken")
+    assert abs(expected - measured) <= 0.15 * measured
 
 
 def test_the_base_speaks_as_none_of_them(studio: Studio) -> None:

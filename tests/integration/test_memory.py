@@ -178,7 +178,7 @@ def test_a_process_without_any_memory_says_which_options_to_change(tmp_path: Pat
 
 
 def need(base: Path, **changes: Any) -> Estimate:
-    return estimate(base, make_config(overrides=changes), 100, available_mb=100_000)
+    return estimate(base, make_config(overrides={"batch_size": 1024, **changes}), 100, available_mb=100_000)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +211,13 @@ def starter_shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_step_has_no_more_tokens_than_its_rows(starter_shape: Path) -> None:
+    budget = need(starter_shape, token_budget=800)
+    assert need(starter_shape, token_budget=2048, batch_size=8) == budget  # 8 rows of at most 100 tokens
+    assert need(starter_shape, token_budget=2048, batch_tokens=800) == budget
+    assert need(starter_shape, token_budget=2048, batch_size=16).total_mb > budget.total_mb
+
+
 def test_computing_activations_twice_needs_less(starter_shape: Path) -> None:
     once, twice = (need(starter_shape, token_budget=8192, activation_checkpointing=mode) for mode in ("off", "on"))
     assert twice.parts["activations"] < once.parts["activations"] / 2
@@ -218,22 +225,22 @@ def test_computing_activations_twice_needs_less(starter_shape: Path) -> None:
 
 
 def test_a_row_longer_than_the_budget_is_what_counts(starter_shape: Path) -> None:
-    config = make_config(overrides={"token_budget": 512, "max_length": 4096})
+    config = make_config(overrides={"batch_size": 1024, "token_budget": 512, "max_length": 4096})
     short, long, unknown = (estimate(starter_shape, config, row, 100_000) for row in (100, 4096, None))
     assert short.total_mb < long.total_mb == unknown.total_mb
     assert need(starter_shape, token_budget=4096).total_mb == long.total_mb
 
 
 def test_the_advice_names_a_budget_that_fits_and_the_largest_by_halving(starter_shape: Path) -> None:
-    config = make_config(overrides={"token_budget": 16384})
+    config = make_config(overrides={"batch_size": 1024, "token_budget": 16384})
 
     def size(budget: int, row: int) -> int:
-        return estimate(starter_shape, make_config(overrides={"token_budget": budget}), row, 10**6).total_mb
+        return estimate(starter_shape, make_config(overrides={"batch_size": 1024, "token_budget": budget}), row, 10**6).total_mb
 
     for budget, row in ((4096, 100), (64, 60)):
         found = estimate(starter_shape, config, row, size(budget, row) + 1)
         assert found.total_mb > found.available_mb and found.advice == f"Set token_budget to {budget}."
-    long = make_config(overrides={"token_budget": 16384, "max_length": 8192})
+    long = make_config(overrides={"batch_size": 1024, "token_budget": 16384, "max_length": 8192})
     assert estimate(starter_shape, long, 8192, size(4096, 100) + 1).advice == "Set token_budget to 4096 and max_length to 4096."
     assert estimate(starter_shape, config, 60, size(64, 60) - 1).advice == "Choose a smaller base, or close other programs."
     assert estimate(starter_shape, config, 100, 10**6).advice == ""
@@ -244,7 +251,7 @@ def total(base: Path, config: TrainConfig, row: int) -> int:
 
 
 def test_what_fits_is_the_largest_budget_by_halving_then_activations_twice(starter_shape: Path) -> None:
-    config = make_config(overrides={"token_budget": 16384})
+    config = make_config(overrides={"batch_size": 1024, "token_budget": 16384})
 
     def tried(**changes: Any) -> TrainConfig:
         return config.model_copy(update=changes)
