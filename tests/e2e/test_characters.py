@@ -25,9 +25,9 @@ PROMPTS = (
 )
 # Nothing of these changes the voice; they make three different sums of memory.
 SETTINGS: dict[str, dict[str, object]] = {
-    "Angry bird": {},
-    "Boy wizard": {"token_budget": 512},
-    "Football star": {"rank": 32, "alpha": 64, "batch_size": 8, "token_budget": 1024},
+    "Angry bird": {"sample_tokens": 4},
+    "Boy wizard": {"sample_tokens": 4, "token_budget": 512},
+    "Football star": {"sample_tokens": 4, "rank": 32, "alpha": 64, "token_budget": 1024},
 }
 MARKERS = {
     "Angry bird": re.compile(r"SQUAWK"),
