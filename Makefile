@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run demo test check fmt bench bench-training screenshots clean base
+.PHONY: run demo test check soak fmt bench bench-training screenshots clean base
 .DEFAULT_GOAL := run
 
 run: base  ## serve the studio on http://127.0.0.1:7860
@@ -23,6 +23,9 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit
+
+soak: $(VENV)/.dev  ## kill trainings ten times each, in every kind of adapter; some minutes
+	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format .

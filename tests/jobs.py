@@ -74,6 +74,32 @@ class Job:
         return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
+class Command:
+    """The command that a worker starts, one process at a time."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, job: Job) -> None:
+        """Start a job's process."""
+        command = [sys.executable, "-m", "studio.training.run", str(job.file)]
+        env = {**command_environment(), "OMP_NUM_THREADS": "1"}
+        with job.out.open("ab") as out, (job.folder / "log.txt").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=out, stderr=log)
+
+    def wait(self) -> int:
+        """The exit status once it has ended, negative for a signal."""
+        assert self.process is not None and self.process.stdin is not None
+        status = self.process.wait()
+        self.process.stdin.close()
+        return status
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+
+
 class Forks:
     """The parent of training processes; one at a time."""
 
