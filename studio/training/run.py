@@ -181,6 +181,10 @@ def save(spec: JobSpec, trainer: Any, metrics: dict[str, Any]) -> None:
 
 def peak_rss_mb() -> int:
     """The largest resident memory of this process so far, in MiB."""
+    with contextlib.suppress(OSError):
+        # Linux hands what `getrusage` counts on from a parent to what it starts; this is of the process's own memory alone.
+        own = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(own.partition("VmHWM:")[2].split()[0]) // 1024
     try:
         import resource
     except ImportError:  # Windows

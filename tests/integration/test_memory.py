@@ -2,6 +2,8 @@
 
 import mmap
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,3 +270,11 @@ def test_what_fits_is_the_largest_budget_by_halving_then_activations_twice(start
     never = tried(activation_checkpointing="off")
     assert fitting(starter_shape, never, row, total(starter_shape, twice, row)) is never
     assert fitting(starter_shape, config, 100, 10) is config
+
+
+def test_the_peak_is_the_process_own_and_not_its_parents() -> None:
+    held = np.ones(400 << 20, dtype=np.uint8)
+    code = "from studio.training.run import peak_rss_mb; print(peak_rss_mb())"
+    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 20 < peak < 300 < psutil.Process().memory_info().rss >> 20
+    assert held[-1] == 1
