@@ -21,9 +21,9 @@ def recompute_blocks(model: Any, on: bool) -> bool:
     """
     blocks = blocks_of(model)
     if blocks and on:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     elif blocks:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     for block in blocks:
         block.training = on
     return bool(blocks)

@@ -46,6 +46,7 @@ def test_a_job_says_what_it_does_and_leaves_an_adapter_with_its_lineage(tmp_path
     ]
     weights = read_adapter(job.adapter)
     assert weights.rank == 4 and all(b.abs().max() > 0 for _, b in weights.pairs.values())
+    assert job.log == ""  # what works says nothing
 
 
 def test_a_checkpoint_belongs_to_what_decides_the_adapter(tmp_path: Path, tiny_base: Path) -> None:
