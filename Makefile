@@ -25,7 +25,7 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 	$(BIN)/python -m pytest -q tests/unit
 
 soak: $(VENV)/.dev  ## kill trainings ten times each, in every kind of adapter; some minutes
-	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py
+	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format .

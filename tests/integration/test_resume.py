@@ -1,5 +1,6 @@
 """A training that was stopped, however it was, ends with the same bits as one that was not."""
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.trainers import Events, same, state, trainer
 STEPS = 6
 # All that draws or remembers something at once, and then each kind of adapter with it.
 DRAWING = {"dropout": 0.2, "neftune": 5.0, "eval_steps": 1, "held_out": 0.3, "max_steps": STEPS, "learning_rate": 0.05}
+SOAK = bool(os.environ.get("STUDIO_SOAK"))  # every variant is stopped after every step
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"lora_plus": 4.0, "weight_decay": 0.1, "batch_tokens": 70},
     "pissa": {"init": "pissa"},
@@ -61,7 +63,7 @@ def test_a_training_that_was_stopped_after_any_step_ends_with_the_same_bits(tmp_
     kept.fit()
     assert same(state(kept), state(whole))  # checkpoints alone change nothing
     assert [path.name for path in sorted((tmp_path / "all").iterdir())] == [f"step-{step:09d}" for step in range(1, STEPS)]
-    for step in range(1, STEPS):
+    for step in range(1, STEPS) if SOAK or variant == "lora" else (STEPS // 2,):
         folder = tmp_path / f"until {step}"
         shutil.copytree(tmp_path / "all" / f"step-{step:09d}", folder / f"step-{step:09d}")
         torch.manual_seed(1000 + step)  # another process has other random numbers behind it
