@@ -1,6 +1,6 @@
 """Frozen records, as repositories return them. Times are UTC seconds since 1970, sizes are bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -44,17 +44,17 @@ class JobRecord:
     base_id: str
     dataset_id: str
     config: dict[str, Any]
-    progress: dict[str, Any]
-    result: dict[str, Any]
-    reason: str
-    attempt: int
-    losses: int
-    lease_owner: str
-    lease_until: float
-    cancel_requested: bool
     created_at: float
-    started_at: float | None
-    finished_at: float | None
+    progress: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    attempt: int = 0
+    losses: int = 0
+    lease_owner: str = ""
+    lease_until: float = 0.0
+    cancel_requested: bool = False
+    started_at: float | None = None
+    finished_at: float | None = None
     group: str = ""
 
 

@@ -19,11 +19,10 @@ def original_weights(folder: Path) -> Callable[[str], Any]:
 
     def read(layer: str) -> Any:
         key = f"{layer}.weight"
-        path = where.get(key) or where.get(key.removeprefix("model.")) or where.get(key.removeprefix("transformer."))
-        if path is None:
+        found = next((name for name in (key, key.partition(".")[2]) if name in where), None)  # files of the model without its head
+        if found is None:
             raise BaseUnavailable(f"The base's files hold no weight named {key!r}, so init loftq cannot be used; choose kaiming or pissa.")
-        with safe_open(str(path), framework="pt") as file:
-            found = next(name for name in (key, key.partition(".")[2]) if name in file.keys())  # noqa: SIM118
+        with safe_open(str(where[found]), framework="pt") as file:
             return file.get_tensor(found)
 
     return read

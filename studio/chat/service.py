@@ -11,6 +11,7 @@ from studio.adapters.catalog import AdapterCatalog, check_base
 from studio.bases.catalog import BaseCatalog
 from studio.chat.engine import AdapterSource, Engine, Ticket
 from studio.chat.sampling import Sampling
+from studio.datasets.rendering import prompt_ids
 from studio.errors import InvalidInput
 
 BASE_NAME = "base"
@@ -146,9 +147,3 @@ def load_engine(path: Path, quantization: str, slots: int, max_batch: int) -> En
         return model, load_tokenizer(path)
 
     return Engine(load, slots, max_batch)
-
-
-def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """The conversation as the base's chat template writes it, up to where the assistant begins."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -70,6 +70,12 @@ def render(tokenizer: Any, conversation: Conversation) -> Example:
     return Example(list(encoded["input_ids"]), trained, conversation[first - 1]["content"] if first else "")
 
 
+def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The conversation as the base's chat template writes it, up to where the assistant begins."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def render_all(
     tokenizer: Any, conversations: Iterable[Conversation], max_length: int, over_length: Literal["truncate", "drop"]
 ) -> Rendered:

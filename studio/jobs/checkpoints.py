@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from storage import files
-
-FOLDER = "checkpoints"
-STEP = "step-"  # as `studio.training.checkpoint` names them; half-written ones are named otherwise
+from studio.training.progress import CHECKPOINTS, STEP
 
 
 class Checkpoints:
@@ -20,7 +18,7 @@ class Checkpoints:
 
     def path(self, job_id: str) -> Path:
         """The folder of a job's checkpoints; it need not exist."""
-        return self.folder / job_id / FOLDER
+        return self.folder / job_id / CHECKPOINTS
 
     def resume_step(self, job_id: str) -> int | None:
         """The step at which the next attempt goes on, or None where it begins at the start."""

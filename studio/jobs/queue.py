@@ -163,17 +163,7 @@ def _new_job(name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainC
         base_id=base.id,
         dataset_id=dataset.id,
         config={**config.model_dump(), "dataset_name": dataset.name, "dataset_hash": dataset.content_hash},
-        progress={},
-        result={},
-        reason="",
-        attempt=0,
-        losses=0,
-        lease_owner="",
-        lease_until=0.0,
-        cancel_requested=False,
         created_at=time.time(),
-        started_at=None,
-        finished_at=None,
     )
 
 

@@ -1,16 +1,11 @@
-"""Find a model's linear layers by target names and blocks, and put LoRA layers around them."""
+"""Find a model's linear layers by target names and blocks."""
 
 import re
 
-import torch
 from torch import nn
 
-from studio.lora.errors import UnknownLayers
-from studio.lora.errors import UnknownTarget as UnknownTarget
-from studio.lora.frozen import replace_module
-from studio.lora.layers import LoraLinear
-from studio.lora.linear import is_linear, shape
-from studio.lora.starts import Init, random_start
+from studio.lora.errors import UnknownLayers, UnknownTarget
+from studio.lora.linear import is_linear
 
 ALL_LINEAR, ATTENTION = "all-linear", "attention"
 ALL_LAYERS = "all"
@@ -63,26 +58,6 @@ def find_blocks(model: nn.Module, layers: str) -> list[int]:
 def block_of(name: str) -> int | None:
     """The number of the block that a layer lies in: the first number in its dotted name, as PEFT reads it."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)
-
-
-def inject(model: nn.Module, targets: str, rank: int, scale: float, dropout: float, init: Init, seed: int) -> dict[str, LoraLinear]:
-    """Freeze the model and wrap its target layers; returns the new layers by the dotted names of what they wrap.
-
-    Raises:
-        UnknownTarget: see `find_targets`; the model is then unchanged.
-    """
-    found = find_targets(model, targets)
-    model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    layers = {
-        n: LoraLinear(
-            module, random_start(*shape(module), rank, "gaussian" if init == "gaussian" else "kaiming", generator), scale, dropout
-        )
-        for n, module in found.items()
-    }
-    for name, layer in layers.items():
-        replace_module(model, name, layer)
-    return layers
 
 
 def _by_name(layers: dict[str, nn.Module], targets: str) -> dict[str, nn.Module]:

@@ -70,7 +70,7 @@ def share_inputs(layers: Sequence[Any], run: Callable[[], Any]) -> list[SharedIn
     groups: list[list[Any]] = []
     last: Tensor | None = None
     for layer, x in calls:
-        if x is not last or any(layer is member for member in groups[-1]):
+        if x is not last:
             groups.append([])
         groups[-1].append(layer)
         last = x

@@ -7,24 +7,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from studio.datasets.rendering import Example
+from studio.datasets.rendering import Example, prompt_ids
 from studio.lora.prefix import Prefix
 
 HELD_OUT_PROMPTS = 2  # asked where the user named none
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt as the base's template writes it, up to where the answer begins."""
-    turns = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def chosen_prompts(tokenizer: Any, named: str, held: Sequence[Example]) -> list[tuple[str, list[int]]]:
     """(text, token ids) of the prompts that the user named, or of the first held-out rows."""
     if named.strip():
-        return [(text.strip(), prompt_ids(tokenizer, text.strip())) for text in named.split("|") if text.strip()]
+        texts = [text.strip() for text in named.split("|") if text.strip()]
+        return [(text, prompt_ids(tokenizer, [{"role": "user", "content": text}])) for text in texts]
     return [(row.prompt, row.token_ids[: row.trained.index(True)]) for row in held if row.prompt][:HELD_OUT_PROMPTS]
 
 
@@ -52,6 +45,11 @@ def answer(model: Any, prompts: Sequence[list[int]], max_tokens: int, end_ids: s
         ids, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     return answers
+
+
+def cut_at_end(token_ids: list[int], end_ids: set[int]) -> list[int]:
+    """The tokens before the first end token."""
+    return token_ids[: next((i for i, token in enumerate(token_ids) if token in end_ids), None)]
 
 
 def _left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from storage import files
+from studio.training.progress import STEP
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
-STEP = "step-"
 log = logging.getLogger(__name__)
 
 

@@ -21,7 +21,7 @@ from studio.lora.files import AdapterWeights
 from studio.lora.frozen import freeze_quantized
 from studio.lora.layers import LoraLinear
 from studio.lora.product import share_inputs
-from studio.training.answers import answer, chosen_prompts
+from studio.training.answers import answer, chosen_prompts, cut_at_end
 from studio.training.batching import MicroBatch, micro_batches, plan_steps, split_held_out
 from studio.training.checkpoint import (
     CheckpointFolder,
@@ -35,17 +35,16 @@ from studio.training.config import TrainConfig
 from studio.training.events import Emit
 from studio.training.fused import fuse
 from studio.training.loss import CausalLoss
-from studio.training.memory import is_out_of_memory
+from studio.training.memory import SMALLEST_BUDGET, is_out_of_memory
 from studio.training.noise import EmbeddingNoise
 from studio.training.optimizer import make_optimizer, set_rate
 from studio.training.progress import Evaluation, Outcome, Position
 from studio.training.recompute import computed_once, recompute_blocks
 from studio.training.schedule import factor
-from studio.training.sharding import Pass, cut_at_end, directly, is_spread, spread
+from studio.training.sharding import Pass, directly, is_spread, spread
 from studio.training.team import Team
 
 Result = TypeVar("Result")
-SMALLEST_BUDGET = 64  # tokens; below this a piece is hardly worth a product
 
 
 class Trainer:
@@ -254,7 +253,7 @@ class Trainer:
             TrainingFailed: neither is possible any more.
         """
         step, longest = self.at.step + 1, max(len(row.token_ids) for row in [*self.train, *self.held])
-        if self.at.token_budget > max(SMALLEST_BUDGET, min(longest, self.at.token_budget // 2)):
+        if self.at.token_budget > SMALLEST_BUDGET:
             self.at.token_budget = max(self.at.token_budget // 2, SMALLEST_BUDGET)
             said = f"token_budget is {self.at.token_budget} from here on, and the rows of a step stay the same"
         elif not self.at.recompute and self.config.activation_checkpointing != "off" and self._set_recompute(True):

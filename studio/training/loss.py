@@ -68,9 +68,9 @@ class CausalLoss:
     """The summed loss of a micro-batch.
 
     Args:
-        model: a frozen causal language model, before an adapter is put on it. At construction a few tokens show whether the head is
-            the plain product that is computed here; otherwise (soft-capped logits, a scaled or biased head) the
-            model's own logits are used, at the price of their memory. They show as well whether rows may be packed;
+        model: a frozen causal language model, before an adapter is put on it. At construction a few tokens show whether
+            the head is the plain product that is computed here; otherwise (soft-capped logits, a scaled or biased head)
+            the model's own logits are used, at the price of their memory. They show as well whether rows may be packed;
             where the model's attention does not allow it, each row goes through the model alone.
     """
 
@@ -117,9 +117,10 @@ class CausalLoss:
     @torch.no_grad()
     def _can_pack(self) -> bool:
         """Whether two rows give the same packed as alone."""
-        some = (
-            int(self.model.config.get_text_config().vocab_size) // 4
-        )  # ordinary tokens: the first ids are often marks with states of their own
+        text = self.model.config.get_text_config()
+        if getattr(text, "attention_chunk_size", None):  # told in the masks alone, and longer than any row tried here
+            return False
+        some = int(text.vocab_size) // 4  # ordinary tokens: the first ids are often marks, with states of their own
         rows = [torch.arange(some, some + 7), torch.arange(some + 2, some + 11)]
         usual = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")  # rounds in bf16 as ours does

@@ -29,7 +29,7 @@ RUNTIME_MB = {"cpu": 990, "cuda": 700}
 FRAGMENTED = 1.08  # what an allocator needs for each byte that is asked for
 WEIGHT_BYTES = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01, "bf16": 2.0, "fp32": 4.0}  # with the scales of blocks or rows
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2, "paged_adamw8bit": 0}  # two for each parameter; paged ones move out when asked
-SMALLEST_BUDGET = 64
+SMALLEST_BUDGET = 64  # tokens; below this a piece is hardly worth a product
 # How torch, Python and the system say that memory ran out; a thread that has no stack says the last.
 SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc", "can't start new thread")
 

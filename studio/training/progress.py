@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+CHECKPOINTS, STEP = "checkpoints", "step-"  # a job's folder of checkpoints, and the start of the name of each
+
 
 @dataclass(frozen=True)
 class Evaluation:

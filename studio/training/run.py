@@ -25,9 +25,9 @@ from studio import __version__
 from studio.errors import OutOfSpace, StudioError
 from studio.training.config import TrainConfig
 from studio.training.events import Emit, emit_to_stdout
+from studio.training.progress import CHECKPOINTS
 
 LINEAGE_FILE = "studio.json"
-CHECKPOINTS = "checkpoints"
 # Options that do not change which adapter comes out.
 WATCHING = ("tracker", "sample_prompts", "sample_tokens", "checkpoint_every_s", "keep_checkpoints")
 TRACKED: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -78,8 +78,3 @@ def spread(model: Any, learned: Iterable[nn.Parameter], team: Team) -> SpreadBas
     base = SpreadBase(model)
     fully_shard(base, mesh=mesh, reshard_after_forward=False, ignored_params=whole)
     return base
-
-
-def cut_at_end(token_ids: list[int], end_ids: set[int]) -> list[int]:
-    """The tokens before the first end token."""
-    return token_ids[: next((i for i, token in enumerate(token_ids) if token in end_ids), None)]

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from studio.chat.engine import AdapterSource
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine, prompt_ids
+from studio.chat.service import load_engine
+from studio.datasets.rendering import prompt_ids
 from studio.lora.files import AdapterWeights, encode_adapter, read_adapter
 from studio.services import Studio
 from studio.settings import load_settings

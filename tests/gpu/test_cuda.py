@@ -9,7 +9,8 @@ import torch
 from studio.bases.loading import load_model
 from studio.chat.engine import AdapterSource
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine, prompt_ids
+from studio.chat.service import load_engine
+from studio.datasets.rendering import prompt_ids
 from studio.training.checkpoint import CheckpointFolder
 from studio.training.memory import is_out_of_memory
 from tests.trainers import Events, gradients, rows_of, state, trainer

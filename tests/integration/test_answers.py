@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from studio.datasets.rendering import Example, render
+from studio.datasets.rendering import Example, prompt_ids, render
 from studio.lora.prefix import Prefix
-from studio.training.answers import answer, chosen_prompts, prompt_ids
+from studio.training.answers import answer, chosen_prompts
 from tests.oracle import load_in_peft, perturb, write
 from tests.tiny import FAMILIES, make_model, make_tokenizer
 from tests.trainers import Events, examples, trainer, untouched
@@ -76,19 +76,23 @@ def test_a_prefix_speaks_too(family: str) -> None:
     assert ours != [greedy(plain, prompt, 8) for prompt in PROMPTS]
 
 
+def asked(text: str) -> list[int]:
+    return prompt_ids(TOKENIZER, [{"role": "user", "content": text}])
+
+
 def test_prompts_are_those_that_are_named() -> None:
     chosen = chosen_prompts(TOKENIZER, " Hello there |  | Who are you? ", conversations())
     assert [text for text, _ in chosen] == ["Hello there", "Who are you?"]
     for text, ids in chosen:
         turns = [{"role": "user", "content": text}]
-        assert ids == prompt_ids(TOKENIZER, text) == TOKENIZER.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+        assert ids == asked(text) == TOKENIZER.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
 
 
 def test_or_those_of_held_out_rows() -> None:
     t = trainer(make_model(), rows=conversations(), parts={"tokenizer": TOKENIZER}, held_out=0.4)
     assert len(t.held) == 4 and [text for text, _ in t.prompts] == [row.prompt for row in t.held[:2]]
     for row, (text, ids) in zip(t.held, t.prompts, strict=False):
-        assert text.startswith("Say ") and ids == prompt_ids(TOKENIZER, text) == row.token_ids[: len(ids)]
+        assert text.startswith("Say ") and ids == asked(text) == row.token_ids[: len(ids)]
     assert trainer(make_model(), rows=conversations(), parts={"tokenizer": TOKENIZER}, held_out=0.0).prompts == []
 
 
@@ -102,7 +106,7 @@ def test_answers_are_told_at_each_evaluation_of_named_prompts(tmp_path: Path) ->
     trained = load_in_peft(make_model(), write(tmp_path / "a", run.weights()))
     for model, event in ((make_model(), told[0]), (trained, told[2])):
         for item in event["items"]:
-            said = greedy(model, prompt_ids(TOKENIZER, item["prompt"]), 6)
+            said = greedy(model, asked(item["prompt"]), 6)
             until = said.index(TOKENIZER.eos_token_id) if TOKENIZER.eos_token_id in said else None
             assert item["text"] == TOKENIZER.decode(said[:until], skip_special_tokens=True).strip()
 

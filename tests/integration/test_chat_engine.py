@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from studio.chat.engine import AdapterSource, Engine, Ticket
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine, prompt_ids
+from studio.chat.service import load_engine
+from studio.datasets.rendering import prompt_ids
 from studio.errors import IncompatibleAdapter, InvalidInput, StudioError
 from studio.lora.files import AdapterWeights
 from studio.lora.injection import linear_layers

@@ -1,6 +1,7 @@
 """Rows packed one behind the other give what each gives alone in transformers' own attention: losses and gradients."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from studio.training.batching import micro_batches
 from studio.training.fused import fuse
 from studio.training.loss import CausalLoss
 from tests.oracle import perturb
-from tests.tiny import FAMILIES, SHAPE
+from tests.tiny import FAMILIES, SHAPE, make_model
 from tests.trainers import assert_near, gradients, likely_row, rows_of, trainer, untouched
 
 # A row of one token, rows that share tiles, rows that fill one, and rows over several.
@@ -95,13 +96,8 @@ def learn_embeddings_alone(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("family", PACKED)
-def test_packed_rows_have_transformers_losses_and_gradients(family: str) -> None:
-    model = learn_embeddings_alone(PACKED[family]())
-    theirs = untouched(model)
-    fuse(model)
-    loss = CausalLoss(model)
-    assert loss.packs and loss.plain and model.config._attn_implementation == NAME
+def assert_as_alone(loss: CausalLoss, model: Any, theirs: Any) -> None:
+    """Our loss, hits and gradient over many rows are transformers' over each of them alone."""
     packed = [*rows(), likely_row(theirs)]
     nats, hits = ours_at_once(loss, packed)
     alone = [theirs_alone(theirs, row) for row in packed]
@@ -109,6 +105,16 @@ def test_packed_rows_have_transformers_losses_and_gradients(family: str) -> None
     assert_near(nats, whole)
     assert hits == sum(found for _, found in alone) >= 6
     assert_near(embedding_gradient(model, nats), embedding_gradient(theirs, whole))
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_packed_rows_have_transformers_losses_and_gradients(family: str) -> None:
+    model = learn_embeddings_alone(PACKED[family]())
+    theirs = untouched(model)
+    fuse(model)
+    loss = CausalLoss(model)
+    assert loss.packs and loss.plain and model.config._attn_implementation == NAME
+    assert_as_alone(loss, model, theirs)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
@@ -161,13 +167,15 @@ def test_what_cannot_be_packed_goes_row_by_row_with_the_same_numbers(family: str
     theirs, usual = untouched(model), model.config._attn_implementation
     loss = CausalLoss(model)
     assert not loss.packs and model.config._attn_implementation == usual
-    packed = [*rows(), likely_row(theirs)]
-    nats, hits = ours_at_once(loss, packed)
-    alone = [theirs_alone(theirs, row) for row in packed]
-    whole = torch.stack([x for x, _ in alone]).sum()
-    assert_near(nats, whole)
-    assert hits == sum(found for _, found in alone) >= 6
-    assert_near(embedding_gradient(model, nats), embedding_gradient(theirs, whole))
+    assert_as_alone(loss, model, theirs)
+
+
+def test_attention_in_chunks_is_not_packed_though_short_rows_would_not_tell() -> None:
+    model = make_model()
+    assert CausalLoss(model).packs
+    model = make_model()
+    model.config.attention_chunk_size = 8192
+    assert not CausalLoss(model).packs
 
 
 def test_such_a_model_trains_an_adapter_but_takes_no_prefix() -> None:

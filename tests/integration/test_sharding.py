@@ -16,11 +16,12 @@ from torch.distributed.tensor import DTensor
 
 from studio.bases.loading import load_model, load_tokenizer
 from studio.errors import InvalidInput
+from studio.training.answers import cut_at_end
 from studio.training.batching import micro_batches
 from studio.training.config import make_config
 from studio.training.loop import Trainer
 from studio.training.memory import _held
-from studio.training.sharding import cut_at_end, spread
+from studio.training.sharding import spread
 from studio.training.team import Team, join_team
 from tests.conftest import ROOT
 from tests.trainers import Events, rows_of, state, trainer

@@ -26,16 +26,9 @@ JOB = JobRecord(
     dataset_id="d1",
     config={"dataset_name": EVIL},
     progress={"state": "training", "step": 3, "steps": 12, "loss": 2.5, "tokens_per_s": 410.4, "elapsed_s": 9, "remaining_s": 75},
-    result={},
-    reason="",
     attempt=1,
-    losses=0,
-    lease_owner="",
-    lease_until=0,
-    cancel_requested=False,
     created_at=NOW - 60,
     started_at=NOW - 20,
-    finished_at=None,
 )
 DATASET = DatasetRecord("d1", EVIL, "messages", 12, 24, SHA, 2048, [], True, NOW - 7200)
 METRICS = {"steps": 12, "eval_loss_before": 3.41, "eval_loss": 1.97, "tokens_per_s": 410.4, "seconds": 75.0}

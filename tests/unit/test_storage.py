@@ -36,17 +36,7 @@ def job(number: int, created_at: float) -> JobRecord:
         base_id="b1",
         dataset_id="d1",
         config={"rank": 8},
-        progress={},
-        result={},
-        reason="",
-        attempt=0,
-        losses=0,
-        lease_owner="",
-        lease_until=0.0,
-        cancel_requested=False,
         created_at=created_at,
-        started_at=None,
-        finished_at=None,
     )
 
 
