@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from studio.datasets.reading import RowError, SourceRow
+from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput
 
 Turn = dict[str, str]

@@ -15,7 +15,8 @@ from storage.errors import DuplicateName, RecordNotFound
 from storage.records import DatasetRecord
 from storage.repositories import Datasets
 from studio.datasets.forms import Conversation, Form, find_form, read_mapping, rename_columns
-from studio.datasets.reading import RowError, read_rows
+from studio.datasets.reading import read_rows
+from studio.datasets.rows import RowError
 from studio.errors import InvalidInput, NameTaken, NotFound, OutOfSpace
 from studio.names import checked_name, listed
 

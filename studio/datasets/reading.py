@@ -7,34 +7,16 @@ not a row at all.
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
+from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput
 
 SUFFIXES = (".jsonl", ".json", ".csv")
 # A cell may hold a whole conversation; Python's own limit of 128 KiB is too small for that.
 MAX_CELL = 16 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class SourceRow:
-    """One row as it stands in the file. `line` counts from 1; `value` is a dict where the file is well formed."""
-
-    line: int
-    value: Any
-
-
-class RowError(Exception):
-    """One row is wrong: on which line, in which field, what, and how to mend it."""
-
-    def __init__(self, line: int, field: str, problem: str, fix: str) -> None:
-        where = f"line {line}" + (f", field {field!r}" if field else "")
-        super().__init__(f"{where}: {problem}; {fix}")
-        self.line = line
 
 
 def read_rows(path: Path, max_bytes: int) -> Iterator[SourceRow]:

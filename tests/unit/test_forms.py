@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from studio.datasets.forms import FORMS, Conversation, find_form, read_mapping, rename_columns
-from studio.datasets.reading import RowError, SourceRow
+from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput
 
 words = st.text(min_size=1).filter(lambda text: text.strip())

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from studio.datasets.library import parse
-from studio.datasets.reading import MAX_CELL, RowError, SourceRow, read_rows
+from studio.datasets.reading import MAX_CELL, read_rows
+from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput
 
 BIG = 1 << 30
