@@ -19,7 +19,10 @@ class BaseRecord:
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A dataset of rendered conversations. `content_hash` is SHA-256 over the normalised rows."""
+    """One version of a dataset of conversations. `content_hash` is SHA-256 over the normalised rows.
+
+    `parent_id` is the version that a change was made to, and `made_by` says the change; both are empty for an upload.
+    """
 
     id: str
     name: str
@@ -31,6 +34,9 @@ class DatasetRecord:
     notes: list[str]
     sample: bool
     created_at: float
+    version: int = 1
+    parent_id: str = ""
+    made_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,27 @@ class Bases(NamedRepository[BaseRecord]):
 
 
 class Datasets(NamedRepository[DatasetRecord]):
-    """Datasets in the library."""
+    """Datasets in the library. A name stands for its newest version; an id for one version."""
 
     kind, row, record = "dataset", DatasetRow, DatasetRecord
+
+    def find(self, name_or_id: str) -> DatasetRecord | None:
+        """The newest version of this name, else the version with this id, else None."""
+        versions = self.versions(name_or_id)
+        return versions[0] if versions else super().find(name_or_id)
+
+    def versions(self, name: str) -> list[DatasetRecord]:
+        """All versions of a name, newest first."""
+        query = select(DatasetRow).where(DatasetRow.name == name).order_by(DatasetRow.version.desc())
+        with self.database.read() as session:
+            return [to_record(DatasetRecord, row) for row in session.scalars(query)]
+
+    def newest(self) -> list[DatasetRecord]:
+        """The newest version of every name, newest first."""
+        records, highest = self.all(), dict[str, int]()
+        for record in records:
+            highest[record.name] = max(record.version, highest.get(record.name, 0))
+        return [record for record in records if record.version == highest[record.name]]
 
     def needed_by(self, dataset_id: str) -> int:
         """How many unfinished jobs will still read this dataset."""

@@ -26,9 +26,10 @@ class BaseRow(Table):
 
 class DatasetRow(Table):
     __tablename__ = "dataset"
+    __table_args__ = (UniqueConstraint("name", "version", name="dataset_name_version"),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    name: Mapped[str] = mapped_column(String(200), unique=True)
+    name: Mapped[str] = mapped_column(String(200))
     form: Mapped[str] = mapped_column(String(40))
     rows: Mapped[int] = mapped_column(Integer)
     turns: Mapped[int] = mapped_column(Integer)
@@ -37,6 +38,10 @@ class DatasetRow(Table):
     notes: Mapped[list[str]]
     sample: Mapped[bool]
     created_at: Mapped[float] = mapped_column(Float)
+    version: Mapped[int] = mapped_column(Integer, default=1, server_default=text("1"))
+    # Neither is a foreign key: a version outlives the one that it was made from.
+    parent_id: Mapped[str] = mapped_column(String(32), default="", server_default=text("''"))
+    made_by: Mapped[str] = mapped_column(String(500), default="", server_default=text("''"))
 
 
 class JobRow(Table):

@@ -73,6 +73,7 @@ def test_a_database_of_the_first_revision_keeps_its_jobs_and_their_events(tmp_pa
         "job": {key: value for key, value in asdict(job(1, 1.0)).items() if key != "group"},
         "job_event": {"job_id": "j1", "attempt": 1, "at": 2.0, "kind": "notice", "data": {"text": "old"}},
         "adapter": asdict(ADAPTER),
+        "dataset": {key: value for key, value in asdict(DATASET).items() if key not in ("version", "parent_id", "made_by")},
     }
     first = MetaData()
     with engine.begin() as connection:
@@ -85,6 +86,8 @@ def test_a_database_of_the_first_revision_keeps_its_jobs_and_their_events(tmp_pa
     assert Jobs(database).get("j1") == job(1, 1.0) and Jobs(database).of_group("") == [job(1, 1.0)]
     assert [event.data for event in Jobs(database).events("j1")] == [{"text": "old"}]
     assert Adapters(database).all() == [ADAPTER]
+    assert Datasets(database).all() == [DATASET] and DATASET.version == 1
+    Datasets(database).add(replace(DATASET, id="d2", version=2))
     database.close()
 
 
@@ -135,6 +138,21 @@ def test_a_name_belongs_to_one_record(database: Database) -> None:
     assert adapters.rename("a1", "eagle").name == "eagle" and adapters.find("bird") is None
     adapters.remove("a1")
     assert adapters.add(replace(ADAPTER, id="a3", name="eagle"))  # the name is free again
+
+
+def test_a_name_stands_for_the_newest_version_of_a_dataset(database: Database) -> None:
+    datasets = Datasets(database)
+    second = replace(DATASET, id="d2", version=2, parent_id=DATASET.id, made_by="sampled 5 rows", created_at=DATASET.created_at + 1)
+    other = replace(DATASET, id="d3", name="other")
+    for record in (second, other, DATASET):
+        datasets.add(record)
+    assert datasets.get(DATASET.name) == second and datasets.get(DATASET.id) == DATASET
+    assert datasets.versions(DATASET.name) == [second, DATASET] and datasets.versions("nothing") == []
+    assert datasets.newest() == [second, other] and len(datasets.all()) == 3
+    with pytest.raises(DuplicateName):
+        datasets.add(replace(second, id="d4"))
+    datasets.remove("d2")
+    assert datasets.get(DATASET.name) == DATASET
 
 
 def test_what_is_not_there_is_told_with_its_kind(database: Database) -> None:
