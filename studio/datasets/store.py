@@ -1,0 +1,159 @@
+"""Rows of a dataset in Arrow: written in one pass, opened in a moment, read a page at a time.
+
+Beside the conversation stands what else the row had (`extra`, as JSON), and the place that it came from. The content hash is
+SHA-256 over one line of JSON a row, of the conversation and what else there is; the place is no part of it.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import orjson
+
+from studio.datasets.forms import Conversation
+
+ROWS_FILE = "rows.arrow"
+BATCH_ROWS, BATCH_BYTES = 1_000, 4 * 2**20
+
+
+class StoredRow(NamedTuple):
+    """One row: the conversation, its other fields, and the line and file that it came from (0 and "" where it is unknown)."""
+
+    conversation: Conversation
+    extra: Mapping[str, Any] = {}
+    line: int = 0
+    file: str = ""
+
+
+class RowWriter:
+    """Writes rows as an Arrow stream, a batch at a time.
+
+    Args:
+        path: of the new file.
+
+    Attributes:
+        rows, turns: how many there are so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self._pa = pa
+        self.rows = self.turns = 0
+        self._digest = hashlib.sha256()
+        self._turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+        plain = [("extra", pa.string()), ("line", pa.int64()), ("file", pa.string())]
+        self._schema = pa.schema([("messages", pa.list_(self._turn)), *plain])
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_stream(self._sink, self._schema)
+        self._start()
+
+    def _start(self) -> None:
+        self._canonical: list[bytes] = []
+        self._bytes = 0
+        self._ends, self._roles, self._contents = [0], list[str](), list[str]()
+        self._extras, self._lines, self._files = list[str](), list[int](), list[str]()
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+        finally:
+            self._sink.close()
+
+    def add(self, conversation: Conversation, extra: Mapping[str, Any], line: int, file: str) -> None:
+        """Append one row."""
+        canonical = orjson.dumps(conversation)
+        more = orjson.dumps(extra, option=orjson.OPT_SORT_KEYS) if extra else b""
+        self._canonical += (canonical, more, b"\n") if more else (canonical, b"\n")
+        for turn in conversation:
+            self._roles.append(turn["role"])
+            self._contents.append(turn["content"])
+        self._ends.append(len(self._roles))
+        self._extras.append(more.decode())
+        self._lines.append(line)
+        self._files.append(file)
+        self._bytes += len(canonical) + len(more)
+        if self._bytes > BATCH_BYTES or len(self._lines) >= BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        pa = self._pa
+        turns = pa.StructArray.from_arrays([pa.array(self._roles, pa.string()), pa.array(self._contents, pa.string())], ["role", "content"])
+        columns = [
+            pa.ListArray.from_arrays(pa.array(self._ends, pa.int32()), turns),
+            pa.array(self._extras, pa.string()),
+            pa.array(self._lines, pa.int64()),
+            pa.array(self._files, pa.string()),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._digest.update(b"".join(self._canonical))
+        self.rows += len(self._lines)
+        self.turns += len(self._roles)
+        self._start()
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of all rows; complete once the writer is closed."""
+        return self._digest.hexdigest()
+
+
+class RowStore:
+    """The rows of one dataset, memory-mapped.
+
+    Args:
+        path: what a `RowWriter` wrote; of older files that hold conversations alone, the rest is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from datasets import Dataset
+
+        self._table = Dataset.from_file(str(path)).data.table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def page(self, offset: int, limit: int) -> list[StoredRow]:
+        """Some rows, without reading the others."""
+        return [_stored(row) for row in self._table.slice(max(offset, 0), max(limit, 0)).to_pylist()]
+
+    def __iter__(self) -> Iterator[StoredRow]:
+        for batch in self._table.to_batches(max_chunksize=BATCH_ROWS):
+            yield from map(_stored, batch.to_pylist())
+
+    def conversations(self) -> Iterator[Conversation]:
+        """All conversations in their order, a batch in memory at a time."""
+        for batch in self._table.select(["messages"]).to_batches(max_chunksize=BATCH_ROWS):
+            yield from (row["messages"] for row in batch.to_pylist())
+
+    def longest(self, count: int) -> list[Conversation]:
+        """The conversations with the most bytes of text, without reading the others into Python."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        sizes = []
+        for chunk in self._table.column("messages").chunks:  # lists of turns; offsets say where each begins
+            ends = np.concatenate(([0], np.cumsum(pc.binary_length(chunk.flatten().field("content")).to_numpy())))
+            offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
+            sizes.append(ends[offsets[1:]] - ends[offsets[:-1]])
+        order = np.argsort(np.concatenate(sizes))[::-1][:count]
+        return [self.page(int(i), 1)[0].conversation for i in order]
+
+
+def _stored(row: dict[str, Any]) -> StoredRow:
+    extra = orjson.loads(row["extra"]) if row.get("extra") else {}
+    return StoredRow(row["messages"], extra, row.get("line", 0), row.get("file", ""))
+
+
+def write_rows(path: Path, conversations: list[Conversation]) -> str:
+    """Write conversations alone; returns their content hash."""
+    with RowWriter(path) as writer:
+        for number, conversation in enumerate(conversations, 1):
+            writer.add(conversation, {}, number, "")
+    return writer.content_hash
