@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".partial-"
 
@@ -54,19 +55,30 @@ def publish_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_file(target: Path, data: bytes) -> None:
-    """Write a file that other processes see whole or not at all."""
+@contextmanager
+def publish_file(target: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; others see it whole or not at all.
+
+    Raises:
+        OSError: for example ENOSPC; nothing is left behind.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{PARTIAL}{target.name}-{secrets.token_hex(4)}")
     try:
         with partial.open("wb") as handle:
-            handle.write(data)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         partial.rename(target)
         _sync(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_file(target: Path, data: bytes) -> None:
+    """Write a file that other processes see whole or not at all. Raises as `publish_file` does."""
+    with publish_file(target) as handle:
+        handle.write(data)
 
 
 def remove_folder(target: Path) -> None:

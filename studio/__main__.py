@@ -3,10 +3,8 @@
 Exit status: 0, 1 when a job failed, 2 for a user's mistake, told in one plain sentence on stderr.
 """
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,62 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from studio.dataset_commands import dataset_app
 from studio.errors import StudioError
+from studio.terminal import Json, opened, say, show, show_all
 
 if TYPE_CHECKING:
     from storage.records import BaseRecord, EventRecord, JobRecord
-    from studio.services import Studio
     from studio.training.memory import Estimate
 
 app = typer.Typer(help="Train, keep and chat with QLoRA adapters on one shared base model.", no_args_is_help=True, add_completion=False)
-base_app, dataset_app, job_app, adapter_app = (typer.Typer(no_args_is_help=True) for _ in range(4))
+base_app, job_app, adapter_app = (typer.Typer(no_args_is_help=True) for _ in range(3))
 app.add_typer(base_app, name="base", help="Base models: fetch, list.")
-app.add_typer(dataset_app, name="dataset", help="Datasets: add, list, show, rm.")
+app.add_typer(dataset_app, name="dataset", help="Datasets: add, look into, change, export, rm.")
 app.add_typer(job_app, name="job", help="Training jobs: list, show, compare, logs, cancel, retry.")
 app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, rename, export, rm.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")
-
-
-@contextlib.contextmanager
-def opened() -> Iterator["Studio"]:
-    """A studio for one command. The heavy imports happen here, not for --help."""
-    import logging
-
-    from studio.services import Studio
-    from studio.settings import load_settings
-
-    settings = load_settings()
-    logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpx2", "alembic", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    studio = Studio(settings)
-    try:
-        yield studio
-    finally:
-        studio.close()
-
-
-def show(value: dict[str, Any], as_json: bool, line: str = "") -> None:
-    """Print a result: as JSON, as a line, or as `key: value` lines."""
-    if as_json:
-        typer.echo(json.dumps(value, default=str))
-    else:
-        typer.echo(line or "\n".join(f"{key}: {item}" for key, item in value.items()))
-
-
-def show_all(key: str, values: list[dict[str, Any]], as_json: bool, line: Callable[[dict[str, Any]], str]) -> None:
-    """Print a list: one JSON object, or one line a record."""
-    if as_json:
-        typer.echo(json.dumps({key: values}, default=str))
-    else:
-        typer.echo("\n".join(map(line, values)) or f"There are no {key} yet.")
-
-
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    typer.echo(text, err=True)
 
 
 @base_app.command("fetch")
@@ -90,41 +48,6 @@ def base_list(as_json: Json = False) -> None:
     with opened() as studio:
         values = [asdict(r) | {"base": r.name, "path": str(studio.bases.path(r)), "cost": _cost_of(r)} for r in studio.bases.all()]
         show_all("bases", values, as_json, lambda v: f"{v['name']}  {v['size_bytes'] / 2**20:,.0f} MB  {v['source']}  {v['cost']}")
-
-
-@dataset_app.command("add")
-def dataset_add(
-    file: Path,
-    name: Annotated[str, typer.Option(help="Name of the dataset.")],
-    form: Annotated[str, typer.Option("--format", help="auto, messages, prompt-completion or instruction.")] = "auto",
-    mapping: Annotated[list[str] | None, typer.Option("--map", metavar="ROLE=COLUMN", help="Read a role from another column.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Check a file row by row and keep it as a dataset."""
-    with opened() as studio:
-        show(asdict(studio.datasets.add(file, name, form, mapping)), as_json)
-
-
-@dataset_app.command("list")
-def dataset_list(as_json: Json = False) -> None:
-    """List the datasets."""
-    with opened() as studio:
-        show_all("datasets", [asdict(r) for r in studio.datasets.all()], as_json, lambda v: f"{v['name']}  {v['rows']} rows  {v['form']}")
-
-
-@dataset_app.command("show")
-def dataset_show(name: str, rows: Annotated[int, typer.Option(min=0, help="Conversations to print.")] = 3, as_json: Json = False) -> None:
-    """Show a dataset and its first conversations."""
-    with opened() as studio:
-        record = studio.datasets.get(name)
-        show(asdict(record) | {"preview": studio.datasets.preview(record, 0, rows)}, as_json)
-
-
-@dataset_app.command("rm")
-def dataset_rm(name: str, as_json: Json = False) -> None:
-    """Delete a dataset that no unfinished job needs."""
-    with opened() as studio:
-        show({"removed": studio.datasets.remove(name).name}, as_json)
 
 
 @app.command()

@@ -31,3 +31,9 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """The first of some names, for a message that says what there is instead."""
     shown = ", ".join(repr(name) for name in names[:most])
     return (shown + (", …" if len(names) > most else "")) or "none yet"
+
+
+def file_stem(kind: str, name: str, record_id: str) -> str:
+    """The start of a file name that is safe everywhere: letters and digits of the label, then the id's first."""
+    label = "".join(c if c.isascii() and c.isalnum() else "-" for c in name).strip("-").lower()
+    return f"{label or kind}-{record_id[:6]}"

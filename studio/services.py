@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -22,7 +23,11 @@ from studio.bases.loading import device_name, load_tokenizer
 from studio.bases.sources import Say
 from studio.chat.sampling import Sampling
 from studio.chat.service import BASE_NAME, Chat, Reply, Stream
+from studio.datasets.changes import Changes
+from studio.datasets.hub import fetch_from_hub
+from studio.datasets.ingest import Options
 from studio.datasets.library import DatasetLibrary
+from studio.datasets.reading import Limits, pasted_file
 from studio.datasets.rendering import render
 from studio.errors import NotFound
 from studio.jobs.checkpoints import Checkpoints
@@ -33,6 +38,8 @@ from studio.settings import Settings
 from studio.training.config import DEFAULT_PRESET, make_config
 
 if TYPE_CHECKING:
+    from studio.datasets.rendering import Piece
+    from studio.outlook import Outlook
     from studio.training.memory import Estimate
 
 log = logging.getLogger(__name__)
@@ -73,8 +80,10 @@ class Studio:
         jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
         self._longest_rows: dict[tuple[str, str], int] = {}
+        self._reports: dict[tuple[str, str, str], Outlook] = {}
         self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
-        self.datasets = DatasetLibrary(datasets, home / "datasets", settings.max_upload_bytes)
+        self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes))
+        self.changes = Changes(self.datasets)
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
@@ -171,12 +180,72 @@ class Studio:
         longest = self._longest_row(self.datasets.get(dataset), chosen) if dataset else None
         return max((estimate(self.bases.path(chosen), config, longest) for config in configs), key=lambda found: found.total_mb)
 
+    def report(
+        self,
+        dataset: str,
+        base: str | None = None,
+        preset: str = DEFAULT_PRESET,
+        overrides: dict[str, Any] | None = None,
+        progress: Callable[[float, str], None] = lambda share, what: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> "Outlook":
+        """What a base would make of a dataset, and what a training would take. Made once for the same question.
+
+        Args:
+            progress: is given a share from 0 to 1 and what is looked at. The others are as in `train`.
+
+        Raises:
+            NotFound. InvalidInput: names the option and its range. Cancelled: `cancelled()` was true.
+        """
+        from studio.outlook import look_ahead
+
+        config, record = make_config(preset, overrides), self.datasets.get(dataset)
+        chosen = self.bases.get(base) if base else self.default_base()
+        key = (record.id, chosen.id, config.model_dump_json())
+        if key not in self._reports:
+            done = [job for job in self.queue.all() if job.base_id == chosen.id]
+            store, path = self.datasets.store(record), self.bases.path(chosen)
+            self._reports[key] = look_ahead(store, path, chosen.name, config, done, progress, cancelled)
+        return self._reports[key]
+
+    def pieces(self, dataset: str, row: int, base: str | None = None, max_length: int = 0) -> "list[Piece]":
+        """The tokens of one row as a base's template writes them, and which of them are trained or cut off.
+
+        Args:
+            row: its number from 0. max_length: 0 for the default's. The others are as in `train`.
+
+        Raises:
+            NotFound. InvalidInput: the base's template refuses the row.
+        """
+        from studio.datasets.rendering import pieces
+
+        record = self.datasets.get(dataset)
+        chosen = self.bases.get(base) if base else self.default_base()
+        tokenizer = load_tokenizer(self.bases.path(chosen), chosen.name)
+        [found] = self.datasets.store(record).page(row, 1)
+        return pieces(tokenizer, render(tokenizer, found.conversation), max_length or make_config(DEFAULT_PRESET).max_length)
+
+    def add_pasted(self, text: str, name: str, options: Options) -> DatasetRecord:
+        """Add what was pasted into a box. Raises as `DatasetLibrary.add` does."""
+        with TemporaryDirectory() as folder:
+            return self.datasets.add([pasted_file(text, Path(folder))], name, options)
+
+    def add_from_hub(self, repository: str, revision: str, name: str, options: Options) -> DatasetRecord:
+        """Fetch a dataset's files from the Hub at a pinned commit, and add them.
+
+        Raises:
+            InvalidInput: it is not there, holds nothing that can be read, or is too large; and as `DatasetLibrary.add`.
+        """
+        with TemporaryDirectory() as folder:
+            paths, commit = fetch_from_hub(repository, revision, Path(folder), self.datasets.limits, self.settings.hub_timeout_s)
+            return self.datasets.add(paths, name, options, source=f"{repository} at {commit}")
+
     def _longest_row(self, dataset: DatasetRecord, base: BaseRecord) -> int:
         """Tokens of the longest row, measured once on the few that have the most text."""
         key = (dataset.content_hash, base.fingerprint)
         if key not in self._longest_rows:
             tokenizer = load_tokenizer(self.bases.path(base), base.name)
-            rows = self.datasets.longest(dataset, LONGEST_ROWS)
+            rows = self.datasets.store(dataset).longest(LONGEST_ROWS)
             self._longest_rows[key] = max(len(render(tokenizer, row).token_ids) for row in rows)
         return self._longest_rows[key]
 

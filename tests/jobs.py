@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from studio.datasets.library import write_arrow
+from studio.datasets.store import write_rows
 from studio.settings import command_environment
 from studio.training.run import JobSpec
 from tests.conftest import ROOT
@@ -48,7 +48,7 @@ class Job:
             base_fingerprint="f",
             dataset_path=str(dataset),
             dataset_name="rows",
-            dataset_hash=write_arrow(dataset, rows or conversations(30)),
+            dataset_hash=write_rows(dataset, rows or conversations(30)),
             adapter_folder=str(self.adapter),
             adapter_name="a",
             job_folder=str(folder),

@@ -10,7 +10,7 @@ from storage.records import AdapterRecord, BaseRecord
 from storage.repositories import Adapters
 from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound, OutOfSpace
 from studio.lora.files import AdapterWeights, BadAdapter, read_adapter
-from studio.names import checked_name, listed
+from studio.names import checked_name, file_stem, listed
 
 
 class AdapterCatalog:
@@ -86,7 +86,7 @@ class AdapterCatalog:
         if form != "peft":
             raise InvalidInput(f"There is no export format {form!r} yet; choose peft.")
         record = self.get(name_or_id)
-        target = (out or self.exports) / f"{_file_name(record)}.zip"
+        target = (out or self.exports) / f"{file_stem('adapter', record.name, record.id)}.zip"
         try:
             files.write_file(target, _zip(self.path(record)))
         except FileNotFoundError:
@@ -107,12 +107,6 @@ def check_base(record: AdapterRecord, base: BaseRecord) -> None:
             f"The adapter {record.name!r} was trained on another base than the resident {base.name!r}; "
             "make its own base resident, or choose an adapter of this one."
         )
-
-
-def _file_name(record: AdapterRecord) -> str:
-    """A file name that is safe everywhere: letters and digits of the label, then the id."""
-    label = "".join(c if c.isascii() and c.isalnum() else "-" for c in record.name).strip("-").lower()
-    return f"{label or 'adapter'}-{record.id[:6]}"
 
 
 def _zip(folder: Path) -> bytes:

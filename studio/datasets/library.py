@@ -1,12 +1,15 @@
-"""The library of datasets: add a file, list, show rows, remove. Rows lie in Arrow with a content hash."""
+"""The library of datasets: add files, look into them, change them, export and remove them.
+
+A version is a folder named by its id and is never changed: a change makes a new version, and a job keeps the one that
+it was given.
+"""
 
 import contextlib
-import hashlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import orjson
 
@@ -14,13 +17,14 @@ from storage import files
 from storage.errors import DuplicateName, RecordNotFound
 from storage.records import DatasetRecord
 from storage.repositories import Datasets
-from studio.datasets.forms import Conversation, Form, find_form, read_mapping, rename_columns
-from studio.datasets.reading import read_rows
-from studio.datasets.rows import RowError
+from studio.datasets.errors import ErrorLog
+from studio.datasets.forms import to_row
+from studio.datasets.ingest import Ingested, Inspection, Options, Progress, ingest, inspect
+from studio.datasets.reading import Limits
+from studio.datasets.store import ROWS_FILE, RowStore, RowWriter, StoredRow
 from studio.errors import InvalidInput, NameTaken, NotFound, OutOfSpace
-from studio.names import checked_name, listed
+from studio.names import checked_name, file_stem, listed
 
-ROWS_FILE = "rows.arrow"
 SAMPLES = Path(__file__).parent / "samples"
 SAMPLE_NAMES = {
     "angry_bird": "Angry bird",
@@ -29,66 +33,130 @@ SAMPLE_NAMES = {
     "question_answering": "Question answering",
     "summarisation": "Summarisation",
 }
-BATCH_ROWS = 1000
-MAX_ERRORS = 100
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A file that passed every check."""
-
-    form: str
-    conversations: list[Conversation]
+ERRORS_FILE = "left-out.csv"
+OPEN_STORES = 16
+Made = TypeVar("Made")
 
 
 class DatasetLibrary:
-    """Datasets under one folder, each in a folder named by its id.
+    """Datasets under one folder, each version in a folder named by its id.
 
     Args:
-        records: the table. folder: where rows are kept. max_upload_bytes: larger files are refused unread.
+        records: the table. folder: where rows are kept. exports: where exported files go. limits: what an upload may hold.
     """
 
-    def __init__(self, records: Datasets, folder: Path, max_upload_bytes: int) -> None:
-        self.records, self.folder, self.max_upload_bytes = records, folder, max_upload_bytes
+    def __init__(self, records: Datasets, folder: Path, exports: Path, limits: Limits) -> None:
+        self.records, self.folder, self.exports, self.limits = records, folder, exports, limits
         folder.mkdir(parents=True, exist_ok=True)
+        self._open = lru_cache(OPEN_STORES)(RowStore)
 
-    def add(self, path: Path, name: str, form: str = "auto", mapping: list[str] | None = None, sample: bool = False) -> DatasetRecord:
-        """Validate every row of a file and keep it under a name.
+    def inspect(self, paths: Sequence[Path], options: Options | None = None) -> Inspection:
+        """A first look at files, before anything is kept. Raises as `ingest.inspect` does."""
+        return inspect(paths, options or Options(), self.limits)
+
+    def add(
+        self,
+        paths: Sequence[Path],
+        name: str,
+        options: Options | None = None,
+        sample: bool = False,
+        source: str = "",
+        progress: Progress = lambda rows: None,
+    ) -> DatasetRecord:
+        """Check every row of some files and keep them as one dataset.
 
         Args:
-            mapping: `ROLE=COLUMN` pairs for columns that are named otherwise.
+            source: where the files come from, where that is not this machine.
 
         Raises:
-            InvalidInput: a row or the file is wrong; nothing is kept. NameTaken. OutOfSpace.
+            BadRows: rows are wrong; nothing is kept. InvalidInput: a file is. NameTaken. OutOfSpace.
         """
-        name = checked_name("dataset", name)
-        if self.records.find(name):
-            raise NameTaken(f"There is already a dataset named {name!r}; choose another name or delete that one first.")
-        parsed = parse(path, self.max_upload_bytes, form, read_mapping(mapping or []))
+        name = self._free_name(name)
+
+        def fill(folder: Path) -> Ingested:
+            found = ingest(paths, options or Options(), self.limits, folder / ROWS_FILE, progress)
+            if found.errors.total:
+                (folder / ERRORS_FILE).write_text(found.errors.as_csv(), encoding="utf-8-sig")
+            return found
+
         dataset_id = files.new_id()
-        target = self.folder / dataset_id
-        try:
-            with files.publish_folder(target) as partial:
-                content_hash = write_arrow(partial / ROWS_FILE, parsed.conversations)
-        except OSError as error:
-            raise OutOfSpace(f"The dataset could not be written: {error.strerror or error}. Free some space and upload it again.") from None
-        record = DatasetRecord(
-            id=dataset_id,
-            name=name,
-            form=parsed.form,
-            rows=len(parsed.conversations),
-            turns=sum(len(c) for c in parsed.conversations),
-            content_hash=content_hash,
-            size_bytes=files.size_of(target),
-            notes=[],
-            sample=sample,
-            created_at=time.time(),
+        found = self._publish(dataset_id, fill)
+        notes = [*found.notices, *_left_out(found.errors)]
+        return self._record(
+            DatasetRecord(
+                id=dataset_id,
+                name=name,
+                form=found.form,
+                rows=found.rows,
+                turns=found.turns,
+                content_hash=found.content_hash,
+                size_bytes=files.size_of(self.folder / dataset_id),
+                notes=notes,
+                sample=sample,
+                created_at=time.time(),
+                made_by=source,
+            )
         )
+
+    def keep(self, rows: Iterable[StoredRow], parent: DatasetRecord, made_by: str, name: str = "") -> DatasetRecord:
+        """Keep rows that were made from a dataset, as its next version or under a name of their own.
+
+        Args:
+            made_by: what was done to the parent, for people. name: empty for a version.
+
+        Raises:
+            InvalidInput: there are no rows. NameTaken. OutOfSpace.
+        """
+        if name:
+            name = self._free_name(name)
+
+        def fill(folder: Path) -> RowWriter:
+            with RowWriter(folder / ROWS_FILE) as writer:
+                for row in rows:
+                    writer.add(*row)
+            if not writer.rows:
+                raise InvalidInput(f"No row of {parent.name!r} would be left; nothing was changed.")
+            return writer
+
+        dataset_id = files.new_id()
+        written = self._publish(dataset_id, fill)
+        return self._record(
+            DatasetRecord(
+                id=dataset_id,
+                name=name or parent.name,
+                form=parent.form,
+                rows=written.rows,
+                turns=written.turns,
+                content_hash=written.content_hash,
+                size_bytes=files.size_of(self.folder / dataset_id),
+                notes=[],
+                sample=False,
+                created_at=time.time(),
+                version=1 if name else self.versions(parent.name)[0].version + 1,
+                parent_id=parent.id,
+                made_by=made_by,
+            )
+        )
+
+    def _free_name(self, name: str) -> str:
+        name = checked_name("dataset", name)
+        if self.records.versions(name):
+            raise NameTaken(f"There is already a dataset named {name!r}; choose another name or delete that one first.")
+        return name
+
+    def _publish(self, dataset_id: str, fill: Callable[[Path], Made]) -> Made:
+        try:
+            with files.publish_folder(self.folder / dataset_id) as partial:
+                return fill(partial)
+        except OSError as error:
+            raise OutOfSpace(f"The dataset could not be written: {error.strerror or error}. Free some space and try again.") from None
+
+    def _record(self, record: DatasetRecord) -> DatasetRecord:
         try:
             return self.records.add(record)
-        except DuplicateName:
-            files.remove_folder(target)
-            raise NameTaken(f"There is already a dataset named {name!r}; choose another name.") from None
+        except DuplicateName:  # somebody was quicker
+            files.remove_folder(self.folder / record.id)
+            raise NameTaken(f"There is already a dataset named {record.name!r}; choose another name, or try again.") from None
 
     def add_samples(self) -> None:
         """Put the sample sets that ship with the studio into a fresh library, once in its life."""
@@ -96,127 +164,83 @@ class DatasetLibrary:
             return
         for stem, name in reversed(SAMPLE_NAMES.items()):
             with contextlib.suppress(NameTaken):  # an earlier start was killed in the middle, or another one adds them too
-                self.add(SAMPLES / f"{stem}.jsonl", name, sample=True)
+                self.add([SAMPLES / f"{stem}.jsonl"], name, sample=True)
         self.records.first_time("samples", time.time())
 
     def all(self) -> list[DatasetRecord]:
-        """All datasets, newest first."""
-        return self.records.all()
+        """The newest version of every dataset, newest first."""
+        return self.records.newest()
+
+    def versions(self, name: str) -> list[DatasetRecord]:
+        """All versions of a name, newest first."""
+        return self.records.versions(name)
 
     def get(self, name_or_id: str) -> DatasetRecord:
-        """One dataset.
+        """The newest version of a name, or the version with an id, or `NAME@VERSION`.
 
         Raises:
             NotFound: with the names that there are.
         """
+        name, at, number = name_or_id.rpartition("@")
+        if at and number.isdecimal():
+            found = next((record for record in self.versions(name) if record.version == int(number)), None)
+            if found is not None:
+                return found
         try:
             return self.records.get(name_or_id)
         except RecordNotFound:
             names = listed([record.name for record in self.all()])
             raise NotFound(f"There is no dataset named {name_or_id!r}; there are {names}.") from None
 
-    def rows_path(self, record: DatasetRecord) -> Path:
-        """The Arrow file of a dataset."""
-        return self.folder / record.id / ROWS_FILE
+    def store(self, record: DatasetRecord) -> RowStore:
+        """The rows of a version."""
+        return self._open(self.folder / record.id / ROWS_FILE)
 
-    def preview(self, record: DatasetRecord, offset: int = 0, limit: int = 5) -> list[Conversation]:
-        """Some conversations, without loading the others."""
-        rows = open_arrow(self.rows_path(record))
-        return [_plain(rows[i]["messages"]) for i in range(offset, min(offset + limit, len(rows)))]
+    def errors_path(self, record: DatasetRecord) -> Path | None:
+        """The table of rows that were left out, or None where there were none."""
+        path = self.folder / record.id / ERRORS_FILE
+        return path if path.exists() else None
 
-    def longest(self, record: DatasetRecord, count: int) -> list[Conversation]:
-        """The conversations with the most bytes of text, without reading the others into Python."""
-        import numpy as np
-        import pyarrow.compute as pc
+    def export(self, record: DatasetRecord, out: Path | None = None) -> Path:
+        """Write a version as JSONL in OpenAI's form; uploaded again it has the same content hash.
 
-        rows = open_arrow(self.rows_path(record))
-        sizes = []
-        for chunk in rows.data.column("messages").chunks:  # lists of turns; offsets say where each begins
-            ends = np.concatenate(([0], np.cumsum(pc.binary_length(chunk.flatten().field("content")).to_numpy())))
-            offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
-            sizes.append(ends[offsets[1:]] - ends[offsets[:-1]])
-        order = np.argsort(np.concatenate(sizes))[::-1][:count]
-        return [_plain(rows[int(i)]["messages"]) for i in order]
+        Args:
+            out: the folder; None for the studio's own.
+
+        Raises:
+            OutOfSpace.
+        """
+        target = (out or self.exports) / f"{file_stem('dataset', record.name, record.id)}.jsonl"
+        try:
+            with files.publish_file(target) as handle:
+                for row in self.store(record):
+                    handle.write(orjson.dumps(to_row(row.conversation, row.extra)) + b"\n")
+        except OSError as error:
+            raise OutOfSpace(f"The dataset could not be exported: {error.strerror or error}. Free some space and try again.") from None
+        return target
 
     def remove(self, name_or_id: str) -> DatasetRecord:
-        """Delete a dataset that no unfinished job needs.
+        """Delete what no unfinished job needs: all versions of a name, or one by its id or as `NAME@VERSION`.
+
+        Returns:
+            The newest of those that were deleted.
 
         Raises:
             NotFound. InvalidInput: a queued or running job still reads it.
         """
-        record = self.get(name_or_id)
-        waiting = self.records.needed_by(record.id)
-        if waiting:
-            raise InvalidInput(f"The dataset {record.name!r} is needed by {waiting} unfinished job(s); cancel them first or wait.")
-        self.records.remove(record.id)
-        files.remove_folder(self.folder / record.id)
-        return record
+        records = self.versions(name_or_id) or [self.get(name_or_id)]
+        for record in records:
+            if waiting := self.records.needed_by(record.id):
+                raise InvalidInput(f"The dataset {record.name!r} is needed by {waiting} unfinished job(s); cancel them first or wait.")
+        for record in records:
+            self.records.remove(record.id)
+            files.remove_folder(self.folder / record.id)
+        self._open.cache_clear()
+        return records[0]
 
 
-def parse(path: Path, max_bytes: int, form: str, mapping: dict[str, str]) -> Parsed:
-    """Read and check a whole file.
-
-    Raises:
-        InvalidInput: names the first wrong line, its field and the mend, and says how many more there are.
-    """
-    conversations: list[Conversation] = []
-    errors: list[RowError] = []
-    chosen: Form | None = None
-    try:
-        for row in read_rows(path, max_bytes):
-            try:
-                value = rename_columns(row, mapping)
-                chosen = chosen or find_form(list(value), form)
-                conversations.append(chosen.read(value, row.line))
-            except RowError as error:
-                errors.append(error)
-                if len(errors) >= MAX_ERRORS:
-                    break
-    except RowError as error:  # the text itself is broken: nothing behind this line can be trusted
-        errors.append(error)
-    if errors:
-        raise InvalidInput(_sentence(path, errors))
-    if chosen is None:
-        raise InvalidInput(f"The file {path.name!r} has a header but no rows; add at least one example.")
-    return Parsed(chosen.name, conversations)
-
-
-def _sentence(path: Path, errors: list[RowError]) -> str:
-    others = [str(error.line) for error in errors[1:]]
-    more = ""
-    if others:
-        at_least = "at least " if len(errors) >= MAX_ERRORS else ""
-        shown = ", ".join(others[:8]) + (", …" if len(others) > 8 else "")
-        more = f" {at_least}{len(others)} more row(s) are wrong, on line(s) {shown}."
-    return f"{path.name}, {errors[0]}.{more} Nothing was added."
-
-
-def write_arrow(path: Path, conversations: list[Conversation]) -> str:
-    """Write conversations as an Arrow stream; returns the SHA-256 of their canonical JSON, one row a line."""
-    import pyarrow as pa
-
-    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    schema = pa.schema([("messages", pa.list_(turn))])
-    digest = hashlib.sha256()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for rows in _batches(conversations):
-            for row in rows:
-                digest.update(orjson.dumps(row) + b"\n")
-            writer.write_batch(pa.record_batch([pa.array(rows, schema.field(0).type)], schema=schema))
-    return digest.hexdigest()
-
-
-def open_arrow(path: Path) -> Any:
-    """A memory-mapped 🤗 `Dataset` with the column `messages`."""
-    from datasets import Dataset
-
-    return Dataset.from_file(str(path))
-
-
-def _batches(rows: list[Conversation]) -> Iterator[list[Conversation]]:
-    for start in range(0, len(rows), BATCH_ROWS):
-        yield rows[start : start + BATCH_ROWS]
-
-
-def _plain(messages: Any) -> Conversation:
-    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+def _left_out(errors: ErrorLog) -> list[str]:
+    if not errors.total:
+        return []
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in errors.kinds.most_common())
+    return [f"{errors.total:,} wrong row(s) were left out: {kinds}."]

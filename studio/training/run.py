@@ -65,8 +65,8 @@ def train(spec: JobSpec, emit: Emit) -> None:
     """
     from studio.bases.loading import load_model, load_tokenizer
     from studio.bases.originals import original_weights
-    from studio.datasets.library import open_arrow
     from studio.datasets.rendering import render_all
+    from studio.datasets.store import RowStore
     from studio.training import memory
     from studio.training.checkpoint import CheckpointFolder
     from studio.training.loop import Trainer
@@ -80,8 +80,7 @@ def train(spec: JobSpec, emit: Emit) -> None:
     emit = emit if team.leads else _say_nothing
     emit("state", state="loading")
     tokenizer = load_tokenizer(Path(spec.base_path), spec.base_name)
-    conversations = (row["messages"] for row in open_arrow(Path(spec.dataset_path)))
-    rendered = render_all(tokenizer, conversations, config.max_length, config.over_length)
+    rendered = render_all(tokenizer, RowStore(Path(spec.dataset_path)).conversations(), config.max_length, config.over_length)
     for text in rendered.notices:
         emit("notice", text=text)
     limit = spec.memory_limit_mb or team.least(memory.free_mb())  # one for all: pieces must be cut alike

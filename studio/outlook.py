@@ -1,0 +1,95 @@
+"""What a dataset promises on a base with some settings: the report on its rows, and the time and memory of the training."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.jobs import DONE
+from storage.records import JobRecord
+from studio.bases.loading import load_tokenizer
+from studio.datasets.report import Report, make_report
+from studio.datasets.store import RowStore
+from studio.training.config import TrainConfig
+from studio.training.memory import Estimate, estimate
+
+# Loading, evaluation, samples and saving beside the loop; measured on two CPU cores with the starter base.
+AROUND_S = 25.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a training is expected to take. `seen_before` says whether the rate is that of an earlier job on the same base."""
+
+    tokens: int
+    tokens_per_s: float
+    seconds: float
+    seen_before: bool
+    memory: Estimate
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        minutes = self.seconds / 60
+        time = f"{minutes:,.0f} min" if minutes >= 2 else f"{self.seconds:,.0f} s"
+        source = "as the last training on this base did" if self.seen_before else "judged by a short product of matrices on this machine"
+        return f"A training reads {self.tokens:,} tokens at about {self.tokens_per_s:,.0f} a second ({source}) and takes about {time}."
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Report and expectation."""
+
+    found: Report
+    expected: Expected
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**self.found.to_dict(), "expected": {**asdict(self.expected), "sentence": self.expected.sentence}}
+
+
+def look_ahead(
+    store: RowStore,
+    base_path: Path,
+    base_name: str,
+    config: TrainConfig,
+    done: list[JobRecord],
+    progress: Callable[[float, str], None],
+    cancelled: Callable[[], bool],
+) -> Outlook:
+    """Make the report and the expectation.
+
+    Args:
+        done: earlier jobs on this base, the newest first. progress: is given a share from 0 to 1 and what is looked at.
+
+    Raises:
+        Cancelled: `cancelled()` was true. BaseUnavailable: the base's files cannot be read.
+    """
+    from studio.training.batching import split_held_out
+
+    tokenizer = load_tokenizer(base_path, base_name)
+    _, held = split_held_out(len(store), config.held_out, config.seed)
+    found = make_report(
+        len(store),
+        lambda offset, limit: [row.conversation for row in store.page(offset, limit)],
+        tokenizer,
+        config.max_length,
+        config.over_length,
+        held,
+        progress,
+        cancelled,
+    )
+    return Outlook(found, expect(found, base_path, config, done))
+
+
+def expect(found: Report, base_path: Path, config: TrainConfig, done: list[JobRecord]) -> Expected:
+    """Time and memory of a training on the rows of a report."""
+    from studio.training.speed import machine_tokens_per_s
+
+    kept = found.tokens - found.cut_tokens
+    a_step = config.batch_tokens or config.batch_size * kept / max(found.rows, 1)
+    tokens = round(config.max_steps * a_step if config.max_steps else kept * (1 - config.held_out) * config.epochs)
+    seen = next((job.result["tokens_per_s"] for job in done if job.state == DONE and job.result.get("tokens_per_s")), None)
+    rate = float(seen or machine_tokens_per_s(base_path))
+    memory = estimate(base_path, config, min(found.longest, config.max_length))
+    return Expected(tokens, rate, tokens / rate + AROUND_S, seen is not None, memory)
