@@ -25,7 +25,7 @@ from studio.chat.sampling import Sampling
 from studio.chat.service import BASE_NAME, Chat, Reply, Stream
 from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
-from studio.datasets.ingest import Options
+from studio.datasets.ingest import Options, Progress
 from studio.datasets.library import DatasetLibrary
 from studio.datasets.reading import Limits, pasted_file
 from studio.datasets.rendering import render
@@ -38,6 +38,7 @@ from studio.settings import Settings
 from studio.training.config import DEFAULT_PRESET, make_config
 
 if TYPE_CHECKING:
+    from studio.datasets.ingest import Inspection
     from studio.datasets.rendering import Piece
     from studio.outlook import Outlook
     from studio.training.memory import Estimate
@@ -225,12 +226,19 @@ class Studio:
         [found] = self.datasets.store(record).page(row, 1)
         return pieces(tokenizer, render(tokenizer, found.conversation), max_length or make_config(DEFAULT_PRESET).max_length)
 
-    def add_pasted(self, text: str, name: str, options: Options) -> DatasetRecord:
+    def look_at_pasted(self, text: str, options: Options) -> "Inspection":
+        """A first look at what was pasted into a box. Raises as `DatasetLibrary.inspect` does."""
+        with TemporaryDirectory() as folder:
+            return self.datasets.inspect([pasted_file(text, Path(folder))], options)
+
+    def add_pasted(self, text: str, name: str, options: Options, progress: Progress = lambda rows: None) -> DatasetRecord:
         """Add what was pasted into a box. Raises as `DatasetLibrary.add` does."""
         with TemporaryDirectory() as folder:
-            return self.datasets.add([pasted_file(text, Path(folder))], name, options)
+            return self.datasets.add([pasted_file(text, Path(folder))], name, options, progress=progress)
 
-    def add_from_hub(self, repository: str, revision: str, name: str, options: Options) -> DatasetRecord:
+    def add_from_hub(
+        self, repository: str, revision: str, name: str, options: Options, progress: Progress = lambda rows: None
+    ) -> DatasetRecord:
         """Fetch a dataset's files from the Hub at a pinned commit, and add them.
 
         Raises:
@@ -238,7 +246,7 @@ class Studio:
         """
         with TemporaryDirectory() as folder:
             paths, commit = fetch_from_hub(repository, revision, Path(folder), self.datasets.limits, self.settings.hub_timeout_s)
-            return self.datasets.add(paths, name, options, source=f"{repository} at {commit}")
+            return self.datasets.add(paths, name, options, source=f"{repository} at {commit}", progress=progress)
 
     def _longest_row(self, dataset: DatasetRecord, base: BaseRecord) -> int:
         """Tokens of the longest row, measured once on the few that have the most text."""

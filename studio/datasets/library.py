@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -200,6 +201,38 @@ class DatasetLibrary:
         """The table of rows that were left out, or None where there were none."""
         path = self.folder / record.id / ERRORS_FILE
         return path if path.exists() else None
+
+    def labels(self) -> dict[str, str]:
+        """What each version is called, by its id: by its name while it is the newest, else NAME@VERSION."""
+        newest = {record.id for record in self.all()}
+        return {r.id: r.name if r.id in newest else f"{r.name}@{r.version}" for r in self.records.all()}
+
+    def export_errors(self, errors: ErrorLog) -> Path:
+        """Write the table of wrong rows as CSV, to be downloaded.
+
+        Raises:
+            OutOfSpace.
+        """
+        data = errors.as_csv().encode("utf-8-sig", "replace")
+        return self._exported(f"wrong-rows-{sha256(data).hexdigest()[:8]}.csv", data)
+
+    def export_left_out(self, record: DatasetRecord) -> Path:
+        """The table of the rows that were left out of a version, to be downloaded.
+
+        Raises:
+            NotFound: none were left out. OutOfSpace.
+        """
+        path = self.errors_path(record)
+        if path is None:
+            raise NotFound(f"No row was left out of {record.name!r}.")
+        return self._exported(f"{file_stem('dataset', record.name, record.id)}-left-out.csv", path.read_bytes())
+
+    def _exported(self, name: str, data: bytes) -> Path:
+        try:
+            files.write_file(self.exports / name, data)
+        except OSError as error:
+            raise OutOfSpace(f"The table could not be written: {error.strerror or error}. Free some space and try again.") from None
+        return self.exports / name
 
     def export(self, record: DatasetRecord, out: Path | None = None) -> Path:
         """Write a version as JSONL in OpenAI's form; uploaded again it has the same content hash.
