@@ -14,9 +14,9 @@ from storage import files
 from storage.errors import DuplicateName, RecordNotFound
 from storage.records import DatasetRecord
 from storage.repositories import Datasets
-from studio.datasets.forms import Conversation, Form, find_form, read_mapping, rename_columns
+from studio.datasets.forms import Conversation, RowReader, choose_form, read_mapping
 from studio.datasets.reading import read_rows
-from studio.datasets.rows import RowError
+from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput, NameTaken, NotFound, OutOfSpace
 from studio.names import checked_name, listed
 
@@ -31,6 +31,7 @@ SAMPLE_NAMES = {
 }
 BATCH_ROWS = 1000
 MAX_ERRORS = 100
+TRIED_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -159,26 +160,38 @@ def parse(path: Path, max_bytes: int, form: str, mapping: dict[str, str]) -> Par
     Raises:
         InvalidInput: names the first wrong line, its field and the mend, and says how many more there are.
     """
+    rows, broken = _source_rows(path, max_bytes)
+    if not rows and broken:
+        raise InvalidInput(_sentence(path, broken))
+    if not rows:
+        raise InvalidInput(f"The file {path.name!r} has a header but no rows; add at least one example.")
+    fit = choose_form([row.value for row in rows[:TRIED_ROWS]], form, mapping)
+    read = RowReader(fit)
     conversations: list[Conversation] = []
     errors: list[RowError] = []
-    chosen: Form | None = None
-    try:
-        for row in read_rows(path, max_bytes):
-            try:
-                value = rename_columns(row, mapping)
-                chosen = chosen or find_form(list(value), form)
-                conversations.append(chosen.read(value, row.line))
-            except RowError as error:
-                errors.append(error)
-                if len(errors) >= MAX_ERRORS:
-                    break
-    except RowError as error:  # the text itself is broken: nothing behind this line can be trusted
-        errors.append(error)
+    for row in rows:
+        try:
+            conversations.append(read(row)[0])
+        except RowError as error:
+            errors.append(error)
+            if len(errors) >= MAX_ERRORS:
+                break
+    else:
+        errors += broken
     if errors:
         raise InvalidInput(_sentence(path, errors))
-    if chosen is None:
-        raise InvalidInput(f"The file {path.name!r} has a header but no rows; add at least one example.")
-    return Parsed(chosen.name, conversations)
+    return Parsed(fit.form, conversations)
+
+
+def _source_rows(path: Path, max_bytes: int) -> tuple[list[SourceRow], list[RowError]]:
+    """All rows up to where the text itself is broken, and the error there: nothing behind that line can be trusted."""
+    rows: list[SourceRow] = []
+    try:
+        for row in read_rows(path, max_bytes):
+            rows.append(row)
+    except RowError as error:
+        return rows, [error]
+    return rows, []
 
 
 def _sentence(path: Path, errors: list[RowError]) -> str:
