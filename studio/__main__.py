@@ -96,7 +96,7 @@ def base_list(as_json: Json = False) -> None:
 def dataset_add(
     file: Path,
     name: Annotated[str, typer.Option(help="Name of the dataset.")],
-    form: Annotated[str, typer.Option("--format", help="auto, messages, prompt-completion or instruction.")] = "auto",
+    form: Annotated[str, typer.Option("--format", help="auto, or one of docs/datasets.md, such as messages or instruction.")] = "auto",
     mapping: Annotated[list[str] | None, typer.Option("--map", metavar="ROLE=COLUMN", help="Read a role from another column.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.datasets.forms.catalog import FORMS, Fit, Form
-from studio.datasets.forms.faults import Fault, described
+from studio.datasets.forms.faults import Fault, described, excerpt
 from studio.datasets.forms.reader import RowReader
 from studio.datasets.forms.shapes import fields_of
 from studio.datasets.rows import RowError, SourceRow
@@ -53,7 +53,23 @@ def choose_form(rows: Sequence[Any], wanted: str = "auto", mapping: Mapping[str,
             f"The file's columns are {_listed(_columns(objects))}; it needs {needs}. "
             "Rename columns, or map a role to a column (ROLE=COLUMN)."
         )
+    if wanted == "auto" and not mapping and not fits[0].share and not _own_names(fits[0]):
+        raise InvalidInput(_guessed_wrong(fits[0], objects))
     return fits[0]
+
+
+def _guessed_wrong(fit: Fit, objects: Sequence[dict[str, Any] | None]) -> str:
+    """Why the only forms whose columns are there under another name are not taken: no row can be read so."""
+    guess = ", ".join(f"{role}={column}" for role, column in fit.mapping.items())
+    try:
+        RowReader(fit)(SourceRow(1, next(fields for fields in objects if fields is not None)))
+        why = ""
+    except RowError as error:
+        why = f": {error.problem}"
+    return (
+        f"The file's columns are {_listed(_columns(objects))}; as {fit.form} ({guess}) no row can be read{why}. "
+        "Choose a form, or map a role to a column (ROLE=COLUMN)."
+    )
 
 
 def _objects(rows: Sequence[Any]) -> list[dict[str, Any] | None]:
@@ -73,7 +89,7 @@ def _columns(objects: Sequence[dict[str, Any] | None]) -> list[str]:
 
 
 def _listed(columns: Sequence[str]) -> str:
-    shown = ", ".join(name if len(name) <= 40 else name[:39] + "…" for name in columns[:LISTED])
+    shown = ", ".join(excerpt(name, 40) for name in columns[:LISTED])
     return (shown + (", …" if len(columns) > LISTED else "")) or "none"
 
 
@@ -99,9 +115,13 @@ def _fits(objects: Sequence[dict[str, Any] | None], forms: Sequence[Form], mappi
 
 
 def _rank(fit: Fit) -> tuple[bool, bool, float, float]:
+    return fit.share < 0.5, fit.form == "text", -_own_names(fit), -fit.share
+
+
+def _own_names(fit: Fit) -> float:
+    """The share of the required columns that are named as their roles."""
     required = FORMS[fit.form].required
-    own = sum(_plain_name(fit.mapping[role]) == role for role in required) / len(required)
-    return fit.share < 0.5, fit.form == "text", -own, -fit.share
+    return sum(_plain_name(fit.mapping[role]) == role for role in required) / len(required)
 
 
 def _resolve(form: Form, columns: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str] | None:

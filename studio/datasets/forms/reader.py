@@ -7,7 +7,7 @@ import orjson
 
 from studio.datasets.forms.catalog import Fit
 from studio.datasets.forms.conversation import MESSAGES, TEXT, Conversation, is_passage
-from studio.datasets.forms.faults import Fault, described
+from studio.datasets.forms.faults import Fault, described, excerpt
 from studio.datasets.forms.shapes import READERS, fields_of
 from studio.datasets.forms.turns import Findings, plain_turns
 from studio.datasets.rows import SourceRow
@@ -19,6 +19,7 @@ TOLD = {
     "parts": "{n} row(s) have contents in parts of text, which were joined as they stand.",
     "json": "{n} row(s) have their turns as JSON in a cell, which was read.",
     "bare": "{n} row(s) are lists without a name, which were taken for the conversation.",
+    "unanswered": "{n} row(s) end with a line that nothing answers, which was left out.",
     "first answer": "{n} row(s) have a list or an object as the answer: its first text is trained, the whole is kept beside the row.",
     "yes or no": "{n} row(s) have true or false where text is due, which was written as yes or no.",
     "digits": "{n} row(s) have a number where text is due, which was written in digits.",
@@ -140,9 +141,9 @@ class RowReader:
 def _check_storable(name: object, value: object) -> None:
     """Refuse what JSON cannot keep: numbers beyond 64 bits, bytes, half characters, names that are no text."""
     if not isinstance(name, str):
-        raise Fault("extra value", repr(name), f"the name of this column is {described(name)}, not text", "rename the column", name)
+        raise Fault("extra value", excerpt(name), f"the name of this column is {described(name)}, not text", "rename the column", name)
     try:
         orjson.dumps(value)
     except TypeError as error:
         fix = "write it as text, or leave the column out"
-        raise Fault("extra value", name, f"this cannot be kept beside the row ({error})", fix, value) from None
+        raise Fault("extra value", excerpt(name), f"this cannot be kept beside the row ({error})", fix, value) from None

@@ -68,6 +68,9 @@ def _read_lines(row: Row, columns: Columns, found: Findings) -> Conversation:
     column = columns["conversation"]
     lines = turn_list(_field(row, column), column, found)
     texts = [read_text(_scalar(line, found), f"{column}[{i}]") for i, line in enumerate(lines)]
+    if len(texts) > 1 and len(texts) % 2:  # nobody said whose line it is, so it is no answer that is missing
+        found.note("unanswered")
+        texts.pop()
     conversation = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     check_order(conversation, lambda i: f"{column}[{i}]", column)
     return _with_system(conversation, row, columns, found)
