@@ -101,12 +101,12 @@ class Encoder:
         return whole.ids, character_places(piece, whole)
 
     def _encode_as_text(self, text: str) -> list[int]:
-        """The text of a special token as the tokens of its characters. No token that is added to the vocabulary is among them."""
+        """The text of a special token as the tokens of its characters."""
         if not text:
             return []
         line, whole = self._without_added("\n"), self._without_added("\n" + text)
         ids = whole[len(line) :] if line and whole[: len(line)] == line else self._without_added(text)
-        if self.special & set(ids):
+        if self.backend.token_to_id(text) in ids:
             raise InvalidInput(
                 f"A turn holds the text {text!r}, which the tokenizer of this base always reads as a special token; take it out of the turn."
             )
