@@ -138,8 +138,8 @@ def _tell_length(facts: Facts) -> list[Finding]:
         said = f"{longer} {'is' if number == 1 else 'are'} left out."
         found.append(Finding("left out", level, said, _raise_it(facts), left_out[:EXAMPLES]))
     if behind:
-        theirs, them = ("has its", "it") if len(behind) == 1 else ("have their", "them")
-        said = f"{len(behind):,} of {facts.count:,} rows {theirs} whole answer behind max_length {facts.max_length:,}, so training leaves {them} out."
+        theirs = _of(len(behind), facts.count, "has its", "have their")
+        said = f"{theirs} whole answer behind max_length {facts.max_length:,} and {'is' if len(behind) == 1 else 'are'} left out."
         found.append(Finding("answer behind max_length", "warning", said, _raise_it(facts), behind[:EXAMPLES]))
     return found
 

@@ -2,10 +2,11 @@
 
 import functools
 import re
-from collections import Counter
+import threading
 from typing import Any
 
 from studio.datasets.forms import Conversation
+from studio.datasets.passes import Watch
 
 SAMPLE_ROWS = 1000
 SHORT = 60  # letters; the guess is often wrong below that
@@ -32,23 +33,39 @@ def in_sample(row: int, count: int) -> bool:
     return count <= SAMPLE_ROWS or row * SAMPLE_ROWS // count != (row - 1) * SAMPLE_ROWS // count
 
 
-def guess_language(conversation: Conversation) -> str:
-    """The ISO 639-1 code of what the row teaches; empty where its text is short or the guess is unsure.
+def telling_text(conversation: Conversation) -> str:
+    """What to guess the language of a row from; empty where it has too few letters.
 
-    The answers alone are looked at where they are long enough, because they are what is learned.
+    The answers alone where they are long enough, because they are what is learned.
     """
     answers = _prose(" ".join(turn["content"] for turn in conversation if turn["role"] in ("assistant", "text")))
     text = answers if _is_long(answers) else _prose(" ".join(turn["content"] for turn in conversation if turn["role"] != "system"))
-    if not _is_long(text):
-        return ""
-    language, certainty = _identifier().classify(text[:LONG])
-    return str(language) if certainty >= SURE and language not in _NO_LANGUAGE else ""
+    return text[:LONG] if _is_long(text) else ""
 
 
-def shares(guesses: Counter[str]) -> dict[str, float]:
+def guess_languages(texts: list[tuple[int, str]], watch: Watch) -> dict[str, list[int]]:
+    """The rows of each language, by ISO 639-1 code; those with an unsure guess are in none. `texts` are (row, text).
+
+    Raises:
+        Cancelled: `watch` says so.
+    """
+    rows: dict[str, list[int]] = {}
+    if not texts:
+        return rows
+    identifier = _load(watch)
+    for done, (row, text) in enumerate(texts):
+        if done % 100 == 0:
+            watch.at(done / len(texts), "guessing languages")
+        language, certainty = identifier.classify(text)
+        if certainty >= SURE and language not in _NO_LANGUAGE:
+            rows.setdefault(str(language), []).append(row)
+    return rows
+
+
+def shares(rows: dict[str, list[int]]) -> dict[str, float]:
     """The share of each language of the rows with a guess, the largest first."""
-    total = sum(guesses.values())
-    return {language: guessed / total for language, guessed in sorted(guesses.items(), key=lambda item: (-item[1], item[0]))}
+    total = sum(map(len, rows.values()))
+    return {language: len(rows[language]) / total for language in sorted(rows, key=lambda name: (-len(rows[name]), name))}
 
 
 def _prose(text: str) -> str:
@@ -58,6 +75,16 @@ def _prose(text: str) -> str:
 def _is_long(text: str) -> bool:
     # A character of Chinese or Japanese says as much as three of an alphabet.
     return sum(3 if character > "\u2fff" else 1 for character in text[:LONG] if character.isalpha()) >= SHORT
+
+
+def _load(watch: Watch) -> Any:
+    """The first time takes half a second: in a thread, so that progress goes on."""
+    loader = threading.Thread(target=_identifier, daemon=True)
+    loader.start()
+    while loader.is_alive():
+        watch.at(0.0, "guessing languages")
+        loader.join(0.1)
+    return _identifier()
 
 
 @functools.cache

@@ -157,7 +157,7 @@ def _find_addresses(text: str) -> Iterator[Span]:
             yield Span(IP_ADDRESS, match.start(), match.end())
 
 
-_INTERNATIONAL = re.compile(r"(?<![\w+.,-])(?:\+ ?|00(?=[1-9][0-9]{0,2}[ /-]))[1-9](?:[ ./()-]{0,3}[0-9]){6,16}(?![\w])")
+_INTERNATIONAL = re.compile(r"(?<![\w+.,-])(?<![0-9] )(?:\+ ?|00(?=[1-9][0-9]{0,2}[ /-]))[1-9](?:[ ./()-]{0,3}[0-9]){6,16}(?![\w])")
 
 
 def _find_international(text: str) -> Iterator[Span]:
@@ -183,7 +183,7 @@ def _is_possible(number: str) -> bool:
 
 
 _NATIONAL = re.compile(
-    r"(?<![\w.,:/+-])(?:"
+    r"(?<![\w.,:/+-])(?<![0-9] )(?:"
     r"(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}-)[2-9][0-9]{2}[ -][0-9]{4}"  # North America
     r"|(?:1\.)?[2-9][0-9]{2}\.[2-9][0-9]{2}\.[0-9]{4}"
     r"|0[1-9](?:([ .-])[0-9]{2})(?:\1[0-9]{2}){3}"  # France and others, in pairs

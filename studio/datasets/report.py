@@ -5,7 +5,6 @@ One pass over the rows counts; rows that look alike are fetched again and compar
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +23,7 @@ from studio.datasets.findings import (
     repeated,
 )
 from studio.datasets.forms import Conversation
-from studio.datasets.languages import guess_language, in_sample, shares
+from studio.datasets.languages import guess_languages, in_sample, shares, telling_text
 from studio.datasets.passes import Cancelled, Fetch, Progress, Watch, never, slices, unwatched
 from studio.datasets.privacy import find_personal
 from studio.datasets.rendering import Example, render
@@ -108,9 +107,11 @@ def make_report(
     """
     watch = Watch(progress, cancelled)
     tally = _Tally(tokenizer, max_length, over_length, count)
-    for offset, rows in slices(count, fetch, watch.part(0, 0.85), "reading rows"):
+    for offset, rows in slices(count, fetch, watch.part(0, 0.8), "reading rows"):
         tally.add(offset, rows)
     facts = tally.facts(fetch)
+    facts.by_language = guess_languages(tally.samples, watch.part(0.8, 0.85))
+    facts.languages = shares(facts.by_language)
     facts.near = tally.prints.near_groups(fetch, watch.part(0.85, 0.95))
     left = facts.rows_in(KEPT, CUT, UNTRAINED)
     facts.held_out = _held_rows(held_out, left)
@@ -135,7 +136,7 @@ class _Tally:
         self.lengths, self.trained, self.state = array("q"), array("q"), array("B")
         self.answers, self.answer_rows = array("Q"), array("q")
         self.personal: dict[str, list[int]] = {}
-        self.by_language: dict[str, list[int]] = {}
+        self.samples: list[tuple[int, str]] = []
         self.refusal = ""
 
     def add(self, offset: int, rows: list[Conversation]) -> None:
@@ -187,9 +188,9 @@ class _Tally:
         for kind in kinds:
             self.personal.setdefault(kind, []).append(row)
         if in_sample(row, self.count):
-            language = guess_language(conversation)
-            if language:
-                self.by_language.setdefault(language, []).append(row)
+            text = telling_text(conversation)
+            if text:
+                self.samples.append((row, text))
 
     def facts(self, fetch: Fetch) -> Facts:
         """What was counted, but for what needs a second look at rows."""
@@ -205,8 +206,6 @@ class _Tally:
             refusal=self.refusal,
             exact=self.prints.exact_groups(),
             personal=self.personal,
-            languages=shares(Counter({language: len(rows) for language, rows in self.by_language.items()})),
-            by_language=self.by_language,
             answers=len(self.answers),
             same_answer=text,
             same_answer_rows=rows,
