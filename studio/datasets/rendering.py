@@ -1,27 +1,39 @@
 """A conversation as tokens of one base, with a mask of the tokens that are trained.
 
 The base's own chat template writes the text. Trained are the assistant's words and the mark that ends its turn;
-never the prompt, the system turn, or the template's scaffolding.
+never the prompt, the system turn, or the template's scaffolding. A plain passage is trained whole and needs no template.
+
+`templates` renders, `masks` finds the trained characters, `tokens` makes tokens of them, `pieces` shows them to people.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 
 from studio.datasets.forms import Conversation
+from studio.datasets.masks import Layout, Masker
+from studio.datasets.templates import Span, Unrenderable
+from studio.datasets.tokens import Encoded, Encoder, character_places, trained_tokens
 from studio.errors import InvalidInput
+
+PASSAGE = "text"  # the role of the only turn of a plain passage
+CHUNK_ROWS = 256  # rows that are tokenized at once: enough for all cores, and few megabytes
 
 
 @dataclass(frozen=True)
 class Example:
     """One row for the trainer. `trained[i]` says whether token i is predicted in the loss. Both have length T.
 
-    `prompt` is what the first answer answers, for people to read.
+    `prompt` is what the first answer answers, for people to read. `text` and `places`, the characters of it that each token
+    stands for, are there for people too, and only where `render` made the example.
     """
 
     token_ids: list[int]
     trained: list[bool]
     prompt: str = ""
+    text: str = field(default="", compare=False, repr=False)
+    places: list[Span] = field(default_factory=list, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -44,36 +56,57 @@ class Rendered:
 
 
 def render(tokenizer: Any, conversation: Conversation) -> Example:
-    """Apply the chat template and mark the assistant's tokens.
-
-    A turn's span is what the template adds when the turn is appended to everything before it, so no knowledge of
-    the template is needed as long as it does not rewrite earlier turns.
+    """Apply the chat template and mark the assistant's tokens; of a plain passage, mark all.
 
     Raises:
-        InvalidInput: the base has no chat template, or one that rewrites earlier turns.
+        InvalidInput: the base has no chat template. Unrenderable: its template refuses this conversation.
     """
-    if not tokenizer.chat_template:
-        raise InvalidInput("This base has no chat template, so it cannot be taught a conversation; choose an instruct model.")
-    text = tokenizer.apply_chat_template(conversation, tokenize=False)
-    spans = []
-    for index, turn in enumerate(conversation):
-        if turn["role"] != "assistant":
-            continue
-        before = tokenizer.apply_chat_template(conversation[:index], tokenize=False, add_generation_prompt=True)
-        after = tokenizer.apply_chat_template(conversation[: index + 1], tokenize=False)
-        if not (after.startswith(before) and text.startswith(after.rstrip())):
-            raise InvalidInput("The chat template of this base rewrites earlier turns; train it on rows of a single exchange.")
-        spans.append((len(before), len(after.rstrip())))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    trained = [any(start <= begin < end for start, end in spans) and begin < stop for begin, stop in encoded["offset_mapping"]]
-    first = next((i for i, turn in enumerate(conversation) if turn["role"] == "assistant"), 0)
-    return Example(list(encoded["input_ids"]), trained, conversation[first - 1]["content"] if first else "")
+    renderer = _Renderer(tokenizer)
+    layout = renderer.lay_out(conversation)
+    [encoded] = renderer.encode([layout])
+    example = renderer.example(conversation, layout, encoded)
+    places = character_places(layout.text, encoded)
+    if not is_passage(conversation):
+        return replace(example, text=layout.text, places=places)
+    before, after = renderer.frame(encoded.ids)
+    head, tail = (tokenizer.decode(ids) for ids in (before, after))
+    moved = [(start + len(head), end + len(head)) for start, end in places]
+    end = len(head) + len(layout.text)
+    places = [(0, len(head))] * len(before) + moved + [(end, end + len(tail))] * len(after)
+    return replace(example, text=head + layout.text + tail, places=places)
+
+
+def render_many(tokenizer: Any, conversations: Iterable[Conversation]) -> Iterator[Example]:
+    """Render conversations in order, many at once. Each example equals that of `render`.
+
+    Raises:
+        InvalidInput, Unrenderable: as `render`, when the row's turn has come.
+    """
+    renderer = _Renderer(tokenizer)
+    remaining = iter(conversations)
+    while chunk := list(islice(remaining, CHUNK_ROWS)):
+        layouts, refusal = [], None
+        for conversation in chunk:
+            try:
+                layouts.append(renderer.lay_out(conversation))
+            except InvalidInput as error:  # rows before it are handed out first
+                refusal = error
+                break
+        for conversation, layout, encoded in zip(chunk, layouts, renderer.encode(layouts), strict=False):
+            yield renderer.example(conversation, layout, encoded)
+        if refusal is not None:
+            raise refusal
 
 
 def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """The conversation as the base's chat template writes it, up to where the assistant begins."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """The conversation as the base's chat template writes it, up to where the assistant begins.
+
+    Raises:
+        InvalidInput, Unrenderable: as `render`.
+    """
+    renderer = _Renderer(tokenizer)
+    [encoded] = renderer.encode([renderer.masker.lay_out_prompt(messages)])
+    return encoded.ids
 
 
 def render_all(
@@ -82,16 +115,70 @@ def render_all(
     """Render every conversation; rows over `max_length` tokens are cut or dropped as the user chose.
 
     A cut row whose answer lies wholly behind the limit trains nothing, so it is dropped in both cases.
+
+    Raises:
+        InvalidInput: the base has no chat template. Unrenderable: its template refuses a row, whose number is told.
     """
-    examples, truncated, dropped = [], 0, 0
-    for conversation in conversations:
-        example = render(tokenizer, conversation)
-        if len(example.token_ids) > max_length:
-            example = Example(example.token_ids[:max_length], example.trained[:max_length], example.prompt)
+    examples, truncated, dropped, row = [], 0, 0, 0
+    try:
+        for row, example in enumerate(render_many(tokenizer, conversations), 1):
+            if len(example.token_ids) <= max_length:
+                examples.append(example)
+                continue
+            cut = Example(example.token_ids[:max_length], example.trained[:max_length], example.prompt)
             # The first token is never predicted, so it cannot be the only trained one.
-            if over_length == "drop" or not any(example.trained[1:]):
+            if over_length == "drop" or not any(cut.trained[1:]):
                 dropped += 1
                 continue
             truncated += 1
-        examples.append(example)
+            examples.append(cut)
+    except Unrenderable as error:
+        reason = str(error)
+        raise Unrenderable(f"Row {row + 1} of the dataset cannot be trained: {reason[0].lower()}{reason[1:]}") from None
     return Rendered(examples, truncated, dropped)
+
+
+def is_passage(conversation: Conversation) -> bool:
+    """Whether this is a plain passage instead of a conversation: one turn with the role `text`."""
+    return len(conversation) == 1 and conversation[0]["role"] == PASSAGE
+
+
+class _Renderer:
+    """What is asked once of a tokenizer and its template for all rows."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.encoder = Encoder(tokenizer)
+        self._masker: Masker | None = None
+        bos = tokenizer.bos_token_id
+        self.bos = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
+        self.eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    @property
+    def masker(self) -> Masker:
+        if self._masker is None:  # plain passages need no template
+            self._masker = Masker(self.tokenizer)
+        return self._masker
+
+    def lay_out(self, conversation: Conversation) -> Layout:
+        if is_passage(conversation):
+            return Layout(conversation[0]["content"], [], [])
+        return self.masker.lay_out(conversation)
+
+    def encode(self, layouts: list[Layout]) -> list[Encoded]:
+        """Encode all at once, but for the few whose contents hold the text of special tokens."""
+        together = iter(self.encoder.encode_all([layout.text for layout in layouts if not layout.plain]))
+        return [self.encoder.encode(layout) if layout.plain else next(together) for layout in layouts]
+
+    def example(self, conversation: Conversation, layout: Layout, encoded: Encoded) -> Example:
+        if is_passage(conversation):
+            before, after = self.frame(encoded.ids)
+            ids = [*before, *encoded.ids, *after]
+            return Example(ids, [True] * len(ids))
+        first = next((i for i, turn in enumerate(conversation) if turn["role"] == "assistant"), 0)
+        prompt = conversation[first - 1]["content"] if first else ""
+        return Example(encoded.ids, trained_tokens(encoded, layout.text, layout.trained, self.encoder.special), prompt)
+
+    def frame(self, ids: list[int]) -> tuple[list[int], list[int]]:
+        """The tokens before and behind a passage: the beginning and the end of a text, where it does not have them itself."""
+        return ([] if ids[:1] == self.bos else self.bos), ([] if ids[-1:] == self.eos else self.eos)

@@ -145,13 +145,14 @@ def second_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("bad.jsonl", GOOD * 2 + '{"prompt": \n' + GOOD, ["bad.jsonl, line 3", "not valid JSON", "Nothing was added"]),
         ("bad.json", f"[{GOOD},\n{GOOD}\n{GOOD}]", ["bad.json, line 5", "comma"]),
         ("latin.jsonl", '{"prompt": "café", "completion": "c"}'.encode("latin-1"), ["'latin.jsonl' is not UTF-8", "line 1", "0xe9"]),
-        ("columns.csv", "question,answer\nq,a\n", ["columns are question, answer", "prompt and completion", "map a role"]),
+        ("columns.csv", "colour,size\nred,3\n", ["columns are colour, size", "prompt and completion", "map a role"]),
         ("field.jsonl", GOOD + '{"prompt": "Hello"}\n', ["line 2, field 'completion'", "missing", "add it or delete the row"]),
         ("answer.jsonl", GOOD + '{"prompt": "Hello", "completion": " "}\n', ["line 2, field 'completion'", "empty"]),
         ("cells.csv", "prompt,completion\np,c\na,b,c\n", ["cells.csv, line 3", "3 cells", "header has 2", "quotes"]),
         ("surrogate.json", '[{"prompt": "p", "completion": "\\ud83d"}]', ["line 1, field 'completion'", "half of a character"]),
         ("rows.txt", GOOD, ["'rows.txt' ends in .txt", ".jsonl, .json, .csv"]),
-        ("list.jsonl", "[1, 2]\n", ["line 1", "not an object"]),
+        ("list.jsonl", GOOD + "[1, 2]\n", ["line 2", "not an object"]),
+        ("lists.jsonl", "[1, 2]\n", ["The first row is a list, not an object", "write each row as"]),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_with_its_place_and_its_mend(

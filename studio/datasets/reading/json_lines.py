@@ -1,0 +1,43 @@
+"""JSON Lines: one value on each line, straight from bytes."""
+
+import orjson
+
+from studio.datasets.reading.documents import Rows
+from studio.datasets.reading.places import excerpt
+from studio.datasets.reading.text import Text
+from studio.datasets.rows import RowError, SourceRow
+
+KIND = "not JSON"
+
+
+def read_json_lines(text: Text) -> Rows:
+    """Each line that is not blank; a line that is not JSON is an error of its own.
+
+    Raises:
+        InvalidInput: a line is longer than a row may be.
+    """
+    text.check_lines()
+    file, loads = text.document.file, orjson.loads
+    with text.open_bytes() as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                value = loads(line)
+            except orjson.JSONDecodeError as error:
+                if line.strip():
+                    yield describe(error, line, number, 1, file, "write one JSON object on each line")
+            else:
+                yield SourceRow(number, value, file)
+
+
+def describe(error: orjson.JSONDecodeError, value: bytes, line: int, column: int, file: str, fix: str, ends: bool = False) -> RowError:
+    """What orjson found wrong in a value that starts at a line and column of a file."""
+    at_line = line + error.lineno - 1
+    at_column = error.colno + (column - 1 if error.lineno == 1 else 0)
+    shown = value.decode("utf-8", "replace").split("\n")[error.lineno - 1 : error.lineno]
+    problem = f"this is not valid JSON ({error.msg}, column {at_column})"
+    if "surrogate" in error.msg:
+        problem, fix = "this holds half of a character (a lone surrogate)", "write the whole character"
+    if "depth" in error.msg or "recursion" in error.msg:
+        problem = "this is not valid JSON (nested too deeply)"
+    around = excerpt(shown[0] if shown else "", error.colno)
+    return RowError(at_line, "", problem, fix, kind=KIND, column=at_column, excerpt=around, file=file, ends=ends)

@@ -1,0 +1,78 @@
+"""Plain text and Markdown as passages: whole paragraphs, joined up to a length, each with the line it starts on."""
+
+import re
+from collections.abc import Iterator
+
+from studio.datasets.reading.documents import Rows
+from studio.datasets.reading.text import Text
+from studio.datasets.rows import SourceRow
+
+PASSAGE_CHARACTERS = 2_000
+HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
+FENCE = re.compile(r" {0,3}(```|~~~)")
+SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*\s+")
+
+Piece = tuple[int, str, bool]  # line, text with its ends, whether a heading begins here
+
+
+def read_passages(text: Text) -> Rows:
+    """Passages of about `PASSAGE_CHARACTERS` as `{"text": passage}`; nothing but white space around them is lost.
+
+    Raises:
+        InvalidInput: a line is too long.
+    """
+    text.check_lines()
+    markdown = text.document.suffix == ".md"
+    passage, start = "", 0
+    for line, piece, heading in _paragraphs(text, markdown):
+        if passage.strip() and (heading or len(passage) + len(piece) > PASSAGE_CHARACTERS):
+            yield SourceRow(start, {"text": passage.strip("\r\n")}, text.document.file)
+            passage = ""
+        if not passage:
+            start = line
+        passage += piece
+    if passage.strip():
+        yield SourceRow(start, {"text": passage.strip("\r\n")}, text.document.file)
+
+
+def _paragraphs(text: Text, markdown: bool) -> Iterator[Piece]:
+    """Paragraphs with the blank lines behind them; one that is longer than a passage comes in parts."""
+    paragraph, start, ended, heading, fenced = "", 0, False, False, False
+    for number, line in _lines(text):
+        blank = not line.strip()
+        opens = markdown and not fenced and bool(HEADING.match(line))
+        if paragraph and not blank and (ended or opens or len(paragraph) + len(line) > PASSAGE_CHARACTERS):
+            yield start, paragraph, heading
+            paragraph, heading = "", False
+        if not paragraph:
+            if blank:
+                continue
+            start, heading = number, opens
+        paragraph += "\n" if blank else line
+        fenced ^= markdown and bool(FENCE.match(line))
+        ended = blank and not fenced
+        while len(paragraph) > PASSAGE_CHARACTERS and not blank:
+            cut = _cut(paragraph)
+            yield start, paragraph[:cut], heading
+            paragraph, heading = paragraph[cut:], False
+            start = number
+    if paragraph:
+        yield start, paragraph, heading
+
+
+def _cut(paragraph: str) -> int:
+    """Where a paragraph of one long line is cut: behind a sentence, else behind a word, else anywhere."""
+    window = paragraph[:PASSAGE_CHARACTERS]
+    ends = [match.end() for match in SENTENCE_END.finditer(window)]
+    if ends and ends[-1] > PASSAGE_CHARACTERS // 2:
+        return ends[-1]
+    space = window.rfind(" ")
+    return space + 1 if space > PASSAGE_CHARACTERS // 2 else PASSAGE_CHARACTERS
+
+
+def _lines(text: Text) -> Iterator[tuple[int, str]]:
+    """Each line with its number, its end written as LF."""
+    limit = text.document.limits.row_bytes + 1
+    with text.open_text() as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(limit), ""), 1):
+            yield number, line.rstrip("\r\n") + "\n"
