@@ -138,9 +138,7 @@ def _build_sources() -> dict[str, Any]:
         SOURCES, value=FILES, label="Where from", show_label=False, container=False, elem_id="dataset-source", elem_classes="as-segments"
     )
     with gr.Column(elem_classes="as-source") as files:
-        upload = gr.File(
-            label=f"Files ({KINDS})", file_count="multiple", file_types=list(SUFFIXES), height=132, elem_id="dataset-file"
-        )
+        upload = gr.File(label=f"Files ({KINDS})", file_count="multiple", file_types=list(SUFFIXES), height=132, elem_id="dataset-file")
     with gr.Column(visible=False, elem_classes="as-source") as pasted:
         paste = gr.Textbox(
             "",
@@ -314,8 +312,19 @@ def _seen(form: str, mapping: Mapping[str, str], columns: list[str]) -> dict[str
 
 def cleared(adding: Adding) -> dict[Any, Any]:
     """The form as it was before anything was filled in."""
-    empty = {adding.upload: None, adding.paste: "", adding.repository: "", adding.name: "", adding.system: "", adding.look: "", adding.seen: {}}
+    empty = {
+        adding.upload: None,
+        adding.paste: "",
+        adding.repository: "",
+        adding.name: "",
+        adding.system: "",
+        adding.look: "",
+        adding.seen: {},
+    }
     roles = {dropdown: gr.Dropdown(visible=False, value="") for dropdown in adding.roles}
-    return {**empty, **roles, adding.form: gr.Dropdown(choices=show_adding.form_choices([]), value="auto"), adding.more: gr.Accordion(open=False)}
-
-
+    return {
+        **empty,
+        **roles,
+        adding.form: gr.Dropdown(choices=show_adding.form_choices([]), value="auto"),
+        adding.more: gr.Accordion(open=False),
+    }

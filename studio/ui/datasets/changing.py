@@ -52,7 +52,9 @@ def build() -> Changing:
         buttons["sample"] = _button("Draw them", "sample")
     with _section("Split", "split"):
         share = gr.Slider(0.01, 0.5, 0.1, step=0.01, label="Share of the second part", elem_id="dataset-split-share")
-        by = gr.Dropdown([], label="Or by a column", info="One dataset for each of its values.", allow_custom_value=True, elem_id="dataset-split-column")
+        by = gr.Dropdown(
+            [], label="Or by a column", info="One dataset for each of its values.", allow_custom_value=True, elem_id="dataset-split-column"
+        )
         inputs["split"] = [share, by]
         buttons["split"] = _button("Split it", "split")
     with _section("Redact", "redact"):
@@ -93,7 +95,12 @@ def _mix() -> tuple[gr.Dropdown, list[Any]]:
     others = gr.Dropdown([], label="Other datasets", multiselect=True, elem_id="dataset-mix-others")
     with gr.Row(elem_classes="as-grid"):
         weights = gr.Textbox(
-            "", label="Weights", info="This one's first, with commas between.", placeholder="3, 1", max_lines=1, elem_id="dataset-mix-weights"
+            "",
+            label="Weights",
+            info="This one's first, with commas between.",
+            placeholder="3, 1",
+            max_lines=1,
+            elem_id="dataset-mix-weights",
         )
         name = gr.Textbox("", label="Name of the mixture", max_lines=1, elem_id="dataset-mix-name")
         rows = _number("Rows", 0, "dataset-mix-rows", 0, "0 for as many as all have.")

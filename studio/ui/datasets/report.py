@@ -42,7 +42,11 @@ def build() -> Report:
     with gr.Row(elem_classes="as-grid as-report-asked"):
         base = gr.Dropdown([], label="Base", elem_id="dataset-report-base")
         preset = gr.Radio(
-            [(name.capitalize(), name) for name in PRESETS], value=DEFAULT_PRESET, label="Preset", elem_id="dataset-report-preset", elem_classes="as-segments"
+            [(name.capitalize(), name) for name in PRESETS],
+            value=DEFAULT_PRESET,
+            label="Preset",
+            elem_id="dataset-report-preset",
+            elem_classes="as-segments",
         )
     with gr.Row(elem_classes="as-actions"):
         start = gr.Button("Look closely", elem_id="dataset-report-start", min_width=120)

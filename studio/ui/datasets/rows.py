@@ -60,13 +60,20 @@ class Rows:
 
 def build() -> Rows:
     """Lay the view out."""
-    view = gr.Radio(VIEWS, value=TALK, label="Show rows as", show_label=False, container=False, elem_id="dataset-view", elem_classes="as-segments")
+    view = gr.Radio(
+        VIEWS, value=TALK, label="Show rows as", show_label=False, container=False, elem_id="dataset-view", elem_classes="as-segments"
+    )
     with gr.Column(visible=False, elem_classes="as-source", elem_id="dataset-mask-options") as tokens:
         html(mask_legend())
         with gr.Row(elem_classes="as-grid"):
             base = gr.Dropdown([], label="Base", info="Its chat template writes the tokens.", elem_id="dataset-mask-base")
             max_length = gr.Number(
-                make_config(DEFAULT_PRESET).max_length, label="max_length", info="Tokens behind it are cut.", precision=0, minimum=1, elem_id="dataset-mask-length"
+                make_config(DEFAULT_PRESET).max_length,
+                label="max_length",
+                info="Tokens behind it are cut.",
+                precision=0,
+                minimum=1,
+                elem_id="dataset-mask-length",
             )
     editor = _build_editor()
     preview = fragment(elem_id="dataset-preview")
@@ -79,7 +86,16 @@ def build() -> Rows:
         goto = gr.Number(None, label="Go to row", precision=0, minimum=1, elem_id="dataset-goto", min_width=90, scale=0)
     states = {"offset": gr.State(0), "views": gr.State({})}
     return Rows(
-        view=view, tokens=tokens, base=base, max_length=max_length, preview=preview, paging=paging, turns=turns, goto=goto, **states, **editor
+        view=view,
+        tokens=tokens,
+        base=base,
+        max_length=max_length,
+        preview=preview,
+        paging=paging,
+        turns=turns,
+        goto=goto,
+        **states,
+        **editor,
     )
 
 
@@ -103,7 +119,9 @@ class Events:
     def __init__(self, studio: "Studio", rows: Rows) -> None:
         self.studio, self.rows = studio, rows
 
-    def shown(self, record: "DatasetRecord", offset: int, view: str, views: Mapping[str, str], base: str | None, max_length: int) -> dict[Any, Any]:
+    def shown(
+        self, record: "DatasetRecord", offset: int, view: str, views: Mapping[str, str], base: str | None, max_length: int
+    ) -> dict[Any, Any]:
         """One page of rows."""
         stored = self.studio.datasets.store(record).page(offset, PAGE_ROWS)
         found = [self._row(record, offset + i, row, views.get(str(offset + i), view), base, max_length) for i, row in enumerate(stored)]
@@ -177,7 +195,7 @@ def parse_turns(text: str) -> "Conversation":
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"Line {error.lineno}, character {error.colno} is no JSON: {error.msg}; mend it there.") from None
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise InvalidInput("The turns are no list of objects; write them as [{\"role\": …, \"content\": …}, …].")
+        raise InvalidInput('The turns are no list of objects; write them as [{"role": …, "content": …}, …].')
     return turns
 
 

@@ -28,7 +28,9 @@ def look(found: "Inspection", files: int = 1) -> str:
     """What the files are taken for, and what their first rows become."""
     notices = "".join(f"<li>{esc(text)}</li>" for text in found.notices)
     told = f'<ul class="as-notes">{notices}</ul>' if notices else ""
-    first = hint(f"These are rows of the first of {files} files; each file is read in the form that its own rows tell.") if files > 1 else ""
+    first = (
+        hint(f"These are rows of the first of {files} files; each file is read in the form that its own rows tell.") if files > 1 else ""
+    )
     return f'<div class="as-look">{_verdict(found)}{told}{first}{_samples(found.samples)}</div>'
 
 
@@ -89,7 +91,9 @@ def refused(error: object) -> str:
 def bad_rows(bad: "BadRows") -> str:
     """How many rows are wrong, of which kinds, and the first of them with place, reason and mend."""
     errors = bad.errors
-    what = f"{count(errors.total, 'row')} {'is' if errors.total == 1 else 'are'} wrong, {bad.good:,} {'is' if bad.good == 1 else 'are'} right"
+    what = (
+        f"{count(errors.total, 'row')} {'is' if errors.total == 1 else 'are'} wrong, {bad.good:,} {'is' if bad.good == 1 else 'are'} right"
+    )
     chips = "".join(f'<li class="as-badge">{esc(kind)} <b>{number:,}</b></li>' for kind, number in errors.kinds.most_common())
     shown = "" if len(errors.shown) == errors.total else hint(f"The first {len(errors.shown):,} of {errors.total:,} are shown.")
     return (

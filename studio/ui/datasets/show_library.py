@@ -94,6 +94,7 @@ def made_note(before: "DatasetRecord", made: "Sequence[DatasetRecord]") -> str:
         said = f"{first.name} is at version {first.version} now, with {count(first.rows, 'row')}: {first.made_by}."
         ways = button(f"Back to version {before.version}", "choose", before.id, look="small")
     else:
-        said = f"Made {' and '.join(f'{record.name} ({count(record.rows, "row")})' for record in made)}."
+        named = [f"{record.name} ({count(record.rows, 'row')})" for record in made]
+        said = f"Made {' and '.join(named)}."
         ways = "".join(button(f"Open {record.name}", "choose", record.id, look="small") for record in made)
     return f'<div class="as-card as-note as-note-ways" role="status"><p>{esc(said)}</p>{ways}</div>'

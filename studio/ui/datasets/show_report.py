@@ -55,7 +55,10 @@ def _numbers(report: "Report") -> list[tuple[str, str, str]]:
 
 def tiles(numbers: Iterable[tuple[str, str, str]]) -> str:
     """Numbers with their names under them."""
-    parts = "".join(f'<div class="as-tile"><dt>{esc(name)}</dt><dd><b>{esc(value)}</b><span>{esc(about)}</span></dd></div>' for name, value, about in numbers)
+    parts = "".join(
+        f'<div class="as-tile"><dt>{esc(name)}</dt><dd><b>{esc(value)}</b><span>{esc(about)}</span></dd></div>'
+        for name, value, about in numbers
+    )
     return f'<dl class="as-tiles">{parts}</dl>'
 
 
@@ -67,7 +70,9 @@ def histogram(bins: Sequence[tuple[int, int, int]], max_length: int) -> str:
     _, top, ticks = scale([0.0, float(max(rows for _, _, rows in bins))], parts=2)
     width = last - first
     bars = "".join(_bar(start - first, below - first, rows, width, top) for start, below, rows in bins if rows)
-    grid = "".join(f'<span class="as-curve-tick" style="top:{100 * (top - t) / top:.2f}%"><b>{t:,.0f}</b></span>' for t in ticks if t == int(t))
+    grid = "".join(
+        f'<span class="as-curve-tick" style="top:{100 * (top - t) / top:.2f}%"><b>{t:,.0f}</b></span>' for t in ticks if t == int(t)
+    )
     at = 100 * (max_length - first) / width
     line = f'<span class="as-cutoff" style="left:{at:.2f}%"><b>max_length {max_length:,}</b></span>' if 0 <= at <= 100 else ""
     beyond = "" if line else f"<span>max_length is {max_length:,}: {'no row is that long' if at > 100 else 'all rows are longer'}</span>"

@@ -74,7 +74,11 @@ def _folded(text: str) -> str:
         return esc(text)
     rest, left = text[SHOWN_AT_ONCE:MOST_CHARACTERS], max(0, len(text) - MOST_CHARACTERS)
     more = f'<span class="as-hint">… and {left:,} more characters; export the dataset to read them all.</span>' if left else ""
-    summary = f"<summary>… show all {len(text):,} characters</summary>" if not left else f"<summary>… show {MOST_CHARACTERS:,} of {len(text):,} characters</summary>"
+    summary = (
+        f"<summary>… show all {len(text):,} characters</summary>"
+        if not left
+        else f"<summary>… show {MOST_CHARACTERS:,} of {len(text):,} characters</summary>"
+    )
     return f'{esc(text[:SHOWN_AT_ONCE])}<details class="as-rest">{summary}{esc(rest)}{more}</details>'
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 ROWS, REPORT, CHANGE, VERSIONS = "rows", "report", "change", "versions"
 # In the browser, so that it never comes after what somebody types meanwhile.
-SUGGEST_NAME = "(files, name) => name.trim() || !files || !files.length ? name : files[0].orig_name.replace(/(\\.[A-Za-z0-9]{1,7}){1,2}$/, '')"
+SUGGEST_NAME = (
+    "(files, name) => name.trim() || !files || !files.length ? name : files[0].orig_name.replace(/(\\.[A-Za-z0-9]{1,7}){1,2}$/, '')"
+)
 SHOW_MESSAGE = "() => document.querySelector('#dataset-message')?.scrollIntoView({block: 'nearest'})"
 # On a phone the pane lies under the list.
 SHOW_PANE = "() => { if (innerWidth <= 700) document.querySelector('#dataset-pane')?.scrollIntoView(); }"
@@ -57,7 +59,11 @@ class DatasetsTab:
 def build() -> DatasetsTab:
     """Lay the tab out."""
     with gr.Tab("Datasets", id=DATASETS, elem_id="tab-datasets") as tab:
-        html(present.heading("What should it learn?", "A dataset is a set of examples. Add yours, whatever file it is in, or look into a sample."))
+        html(
+            present.heading(
+                "What should it learn?", "A dataset is a set of examples. Add yours, whatever file it is in, or look into a sample."
+            )
+        )
         with gr.Row(elem_classes="as-columns as-list-and-pane"):
             with gr.Column(scale=4, min_width=260):
                 new = gr.Button("Add a dataset", elem_id="dataset-new", variant="secondary")
@@ -227,7 +233,9 @@ class _Events:
         record = self.studio.datasets.get(chosen)
         versions = self.studio.datasets.versions(record.name)
         learned = self.learned_from([version.id for version in versions])
-        return gr.Column(visible=True), show_library.delete_question(record, len(versions), [name for names in learned.values() for name in names])
+        return gr.Column(visible=True), show_library.delete_question(
+            record, len(versions), [name for names in learned.values() for name in names]
+        )
 
     def delete(self, chosen: str) -> tuple[str, str]:
         """Delete the chosen dataset with all its versions."""
@@ -300,7 +308,9 @@ def _wire_adding(tab: DatasetsTab, studio: "Studio", show: dict[str, Any]) -> No
     for pressed, drop in ((form.add, False), (form.leave_out, True)):
         call = partial(events.add, tab.message, tab.chosen, drop=drop)
         added = pressed.click(call, form.filled, outputs, **QUIET)
-        added.then(lambda: (0, {}), None, [tab.rows.offset, tab.rows.views], **QUIET).then(**show).then(None, None, None, js=SHOW_MESSAGE, **QUIET)
+        added.then(lambda: (0, {}), None, [tab.rows.offset, tab.rows.views], **QUIET).then(**show).then(
+            None, None, None, js=SHOW_MESSAGE, **QUIET
+        )
     form.stop.click(lambda: adding.closed(form), None, [form.filling, form.trouble, form.table], **QUIET)
 
 
