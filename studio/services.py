@@ -27,9 +27,9 @@ from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
 from studio.datasets.ingest import Options
 from studio.datasets.library import DatasetLibrary
-from studio.datasets.reading import Limits, pasted_file
+from studio.datasets.reading import Limits, pasted_suffix
 from studio.datasets.rendering import render
-from studio.errors import NotFound
+from studio.errors import InvalidInput, NotFound
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.queue import Queue
 from studio.jobs.sweep import Axes, plan
@@ -228,7 +228,9 @@ class Studio:
     def add_pasted(self, text: str, name: str, options: Options) -> DatasetRecord:
         """Add what was pasted into a box. Raises as `DatasetLibrary.add` does."""
         with TemporaryDirectory() as folder:
-            return self.datasets.add([pasted_file(text, Path(folder))], name, options)
+            path = Path(folder) / f"pasted{pasted_suffix(text)}"
+            path.write_bytes(_encoded(text))
+            return self.datasets.add([path], name, options)
 
     def add_from_hub(self, repository: str, revision: str, name: str, options: Options) -> DatasetRecord:
         """Fetch a dataset's files from the Hub at a pinned commit, and add them.
@@ -237,8 +239,9 @@ class Studio:
             InvalidInput: it is not there, holds nothing that can be read, or is too large; and as `DatasetLibrary.add`.
         """
         with TemporaryDirectory() as folder:
-            paths, commit = fetch_from_hub(repository, revision, Path(folder), self.datasets.limits, self.settings.hub_timeout_s)
-            return self.datasets.add(paths, name, options, source=f"{repository} at {commit}")
+            limits, notices = self.datasets.limits, list[str]()
+            paths, commit = fetch_from_hub(repository, revision, Path(folder), limits, self.settings.hub_timeout_s, notices=notices)
+            return self.datasets.add(paths, name, options, source=f"fetched from {repository} at {commit}", notes=notices)
 
     def _longest_row(self, dataset: DatasetRecord, base: BaseRecord) -> int:
         """Tokens of the longest row, measured once on the few that have the most text."""
@@ -346,3 +349,10 @@ class Studio:
             running=next((job for job in jobs if job.state == RUNNING), None),
             waiting=sum(job.state == QUEUED for job in jobs),
         )
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("The pasted text holds half of a character (a lone surrogate); write the whole character.") from None
