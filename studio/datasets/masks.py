@@ -130,7 +130,9 @@ class Masker:
             return last
         mark = self._first_mark(after)
         # Not the last turn's mark: then it is one if it is the end of a sequence, or if it ends the user's turns as well.
-        of_users = [self._first_mark(skeleton.texts[i + 1]) for i, (turn, _) in enumerate(skeleton.slots) if conversation[turn]["role"] == "user"]
+        of_users = [
+            self._first_mark(skeleton.texts[i + 1]) for i, (turn, _) in enumerate(skeleton.slots) if conversation[turn]["role"] == "user"
+        ]
         return mark if mark.strip() in (self.eos, *(other.strip() for other in of_users)) else ""
 
     def _first_mark(self, after: str) -> str:
@@ -213,5 +215,6 @@ def _uncertain(conversation: Conversation) -> Unrenderable:
     if sum(turn["role"] == "assistant" for turn in conversation) > 1:
         return Unrenderable("The chat template of this base rewrites earlier turns; train it on rows of a single exchange.")
     return Unrenderable(
-        "The chat template of this base changes this answer, so its words are not known in the text; change the answer or choose another base."
+        "The chat template of this base changes this answer, so its words are not known in the text; "
+        "change the answer or choose another base."
     )
