@@ -68,16 +68,15 @@ def look_ahead(
     from studio.training.batching import split_held_out
 
     tokenizer = load_tokenizer(base_path, base_name)
-    _, held = split_held_out(len(store), config.held_out, config.seed)
     found = make_report(
         len(store),
-        lambda offset, limit: [row.conversation for row in store.page(offset, limit)],
+        store.fetch,
         tokenizer,
-        config.max_length,
-        config.over_length,
-        held,
-        progress,
-        cancelled,
+        max_length=config.max_length,
+        over_length=config.over_length,
+        held_out=lambda rows: split_held_out(rows, config.held_out, config.seed)[1],
+        progress=progress,
+        cancelled=cancelled,
     )
     return Outlook(found, expect(found, base_path, config, done))
 

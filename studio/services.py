@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,9 @@ from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
 from studio.datasets.ingest import Options, Progress
 from studio.datasets.library import DatasetLibrary
-from studio.datasets.reading import Limits, pasted_file
+from studio.datasets.reading import Limits, pasted_suffix
 from studio.datasets.rendering import render
-from studio.errors import NotFound
+from studio.errors import InvalidInput, NotFound
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.queue import Queue
 from studio.jobs.sweep import Axes, plan
@@ -39,7 +40,7 @@ from studio.training.config import DEFAULT_PRESET, make_config
 
 if TYPE_CHECKING:
     from studio.datasets.ingest import Inspection
-    from studio.datasets.rendering import Piece
+    from studio.datasets.pieces import Piece
     from studio.outlook import Outlook
     from studio.training.memory import Estimate
 
@@ -209,6 +210,28 @@ class Studio:
             self._reports[key] = look_ahead(store, path, chosen.name, config, done, progress, cancelled)
         return self._reports[key]
 
+    def mend(self, dataset: str, action: str, base: str | None = None, preset: str = DEFAULT_PRESET) -> DatasetRecord:
+        """Make a version in which a finding of the report is mended.
+
+        Args:
+            action: of a `Finding`. The others are those of the report.
+
+        Raises:
+            NotFound. InvalidInput: there is nothing to mend, or no such action.
+        """
+        record = self.datasets.get(dataset)
+        whole = {
+            "deduplicate": self.changes.deduplicate,
+            "near-deduplicate": partial(self.changes.deduplicate, near=True),
+            "redact": self.changes.redact,
+        }
+        if action in whole:
+            return whole[action](record)
+        rows = self.report(dataset, base, preset).found.removable.get(action)
+        if not rows:
+            raise InvalidInput(f"The report on {record.name!r} offers nothing that is called {action!r}; look at it again.")
+        return self.changes.remove_rows(record, rows)
+
     def pieces(self, dataset: str, row: int, base: str | None = None, max_length: int = 0) -> "list[Piece]":
         """The tokens of one row as a base's template writes them, and which of them are trained or cut off.
 
@@ -218,7 +241,7 @@ class Studio:
         Raises:
             NotFound. InvalidInput: the base's template refuses the row.
         """
-        from studio.datasets.rendering import pieces
+        from studio.datasets.pieces import pieces
 
         record = self.datasets.get(dataset)
         chosen = self.bases.get(base) if base else self.default_base()
@@ -229,12 +252,12 @@ class Studio:
     def look_at_pasted(self, text: str, options: Options) -> "Inspection":
         """A first look at what was pasted into a box. Raises as `DatasetLibrary.inspect` does."""
         with TemporaryDirectory() as folder:
-            return self.datasets.inspect([pasted_file(text, Path(folder))], options)
+            return self.datasets.inspect([_pasted_file(text, Path(folder))], options)
 
     def add_pasted(self, text: str, name: str, options: Options, progress: Progress = lambda rows: None) -> DatasetRecord:
         """Add what was pasted into a box. Raises as `DatasetLibrary.add` does."""
         with TemporaryDirectory() as folder:
-            return self.datasets.add([pasted_file(text, Path(folder))], name, options, progress=progress)
+            return self.datasets.add([_pasted_file(text, Path(folder))], name, options, progress=progress)
 
     def add_from_hub(
         self, repository: str, revision: str, name: str, options: Options, progress: Progress = lambda rows: None
@@ -245,8 +268,10 @@ class Studio:
             InvalidInput: it is not there, holds nothing that can be read, or is too large; and as `DatasetLibrary.add`.
         """
         with TemporaryDirectory() as folder:
-            paths, commit = fetch_from_hub(repository, revision, Path(folder), self.datasets.limits, self.settings.hub_timeout_s)
-            return self.datasets.add(paths, name, options, source=f"{repository} at {commit}", progress=progress)
+            limits, notices = self.datasets.limits, list[str]()
+            paths, commit = fetch_from_hub(repository, revision, Path(folder), limits, self.settings.hub_timeout_s, notices=notices)
+            source = f"fetched from {repository} at {commit}"
+            return self.datasets.add(paths, name, options, source=source, progress=progress, notes=notices)
 
     def _longest_row(self, dataset: DatasetRecord, base: BaseRecord) -> int:
         """Tokens of the longest row, measured once on the few that have the most text."""
@@ -354,3 +379,17 @@ class Studio:
             running=next((job for job in jobs if job.state == RUNNING), None),
             waiting=sum(job.state == QUEUED for job in jobs),
         )
+
+
+def _pasted_file(text: str, folder: Path) -> Path:
+    """What was pasted as a file with the ending that it needs.
+
+    Raises:
+        InvalidInput: it cannot be written as UTF-8.
+    """
+    path = folder / f"pasted{pasted_suffix(text)}"
+    try:
+        path.write_bytes(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput("The pasted text holds half of a character (a lone surrogate); write the whole character.") from None
+    return path

@@ -62,7 +62,8 @@ MISTRAL3 = (
     "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{- raise_exception('After the optional system message, conversation roles must alternate user/assistant.') }}{%- endif %}"
     "{%- if message['role'] == 'user' %}{%- if loop.index0 == ns.last and system %}"
-    "{{- '[INST] ' + system + '\n\n' + message['content'] + '[/INST]' }}{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
+    "{{- '[INST] ' + system + '\n\n' + message['content'] + '[/INST]' }}{%- else %}"
+    "{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
     "{%- else %}{{- ' ' + message['content'] | trim + eos_token }}{%- endif %}{%- endfor %}"
 )
 MISTRAL7 = (

@@ -4,7 +4,7 @@ Chosen rows keep their order, and everything that is drawn is drawn from a seed,
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from storage.records import DatasetRecord
@@ -69,7 +69,7 @@ class Changes:
     def deduplicate(self, record: DatasetRecord, near: bool = False) -> DatasetRecord:
         """Keep the first of rows that are equal, or nearly so."""
         store = self.library.store(record)
-        groups = near_groups(len(store), _conversations(store)) if near else exact_groups(store.conversations())
+        groups = (near_groups if near else exact_groups)(len(store), store.fetch)
         repeated = {index for group in groups for index in group[1:]}
         if not repeated:
             raise InvalidInput(f"{record.name!r} holds no {'near ' if near else ''}duplicates; nothing was changed.")
@@ -155,7 +155,7 @@ class Changes:
         parts = {value or f"no {column}": _where(store, column, value) for value in values}
         return self._parts(record, parts, f"split by {column}")
 
-    def _parts(self, record: DatasetRecord, parts: dict[str, Iterable[StoredRow]], made_by: str) -> list[DatasetRecord]:
+    def _parts(self, record: DatasetRecord, parts: Mapping[str, Iterable[StoredRow]], made_by: str) -> list[DatasetRecord]:
         """All parts or none."""
         made: list[DatasetRecord] = []
         try:
@@ -192,10 +192,6 @@ class Changes:
 def as_text(value: object) -> str:
     """A field's value as people write it into a filter."""
     return "" if value is None else value if isinstance(value, str) else str(value)
-
-
-def _conversations(store: RowStore) -> Callable[[int, int], list[Conversation]]:
-    return lambda offset, limit: [row.conversation for row in store.page(offset, limit)]
 
 
 def _without(store: RowStore, rows: Collection[int]) -> Iterator[StoredRow]:

@@ -3,9 +3,10 @@
 Each file has the form that its own first rows tell, unless one was chosen for all.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -80,48 +81,44 @@ def ingest(paths: Sequence[Path], options: Options, limits: Limits, target: Path
             whole, has no form, or no row is left. OSError: the rows could not be written.
     """
     notices: list[str] = []
-    errors, readers = ErrorLog(), dict[RowReader, None]()
+    errors, forms, adapted = ErrorLog(), set[str](), list[str]()
     with RowWriter(target) as writer:
-        for _, rows in groupby(read_files(paths, limits, notices), key=lambda row: row.file):
-            for number, (reader, row) in enumerate(_with_reader(rows, options, errors)):
-                readers[reader] = None
-                _store(writer, reader, row, errors)
-                if number % TOLD_EVERY == 0:
-                    progress(writer.rows)
+        for _, rows in groupby(read_files(paths, limits, notices), key=attrgetter("file")):
+            source = _right(rows, errors)
+            head = list(islice(source, LOOKED_AT))
+            if not head:
+                continue
+            fit = choose_form([row.value for row in head], options.form, options.mapping)
+            reader = RowReader(fit, options.system)
+            _write(chain(head, source), reader, writer, errors, progress)
+            forms.add(fit.form)
+            adapted += reader.notices
     if errors.total and not (options.drop and writer.rows):
         raise BadRows(errors, writer.rows)
     if not writer.rows:
         raise InvalidInput(f"There are no rows in {', '.join(path.name for path in paths)}; add at least one example.")
-    forms = sorted({reader.fit.form for reader in readers})
-    told = [*notices, *(text for reader in readers for text in reader.notices)]
-    return Ingested(" + ".join(forms), writer.rows, writer.turns, writer.content_hash, told, errors)
+    return Ingested(" + ".join(sorted(forms)), writer.rows, writer.turns, writer.content_hash, notices + adapted, errors)
 
 
-def _with_reader(rows: Iterator[SourceRow | RowError], options: Options, errors: ErrorLog) -> Iterator[tuple[RowReader, SourceRow]]:
-    """The rows of one file with what reads them; errors of the file itself are taken out."""
-
-    def right() -> Iterator[SourceRow]:
-        for row in rows:
-            if isinstance(row, RowError):
-                errors.add(row)
-            else:
-                yield row
-
-    source = right()
-    head = list(islice(source, LOOKED_AT))
-    if head:
-        reader = RowReader(choose_form([row.value for row in head], options.form, options.mapping), options.system)
-        for row in chain(head, source):
-            yield reader, row
+def _right(rows: Iterable[SourceRow | RowError], errors: ErrorLog) -> Iterator[SourceRow]:
+    """The rows that could be read; what is wrong with the others is counted."""
+    for row in rows:
+        if isinstance(row, RowError):
+            errors.add(row)
+        else:
+            yield row
 
 
-def _store(writer: RowWriter, reader: RowReader, row: SourceRow, errors: ErrorLog) -> None:
-    try:
-        conversation, extra = reader(row)
-    except RowError as error:
-        errors.add(error)
-    else:
-        writer.add(conversation, extra, row.line, row.file)
+def _write(rows: Iterable[SourceRow], reader: RowReader, writer: RowWriter, errors: ErrorLog, progress: Progress) -> None:
+    for number, row in enumerate(rows):
+        try:
+            conversation, extra = reader(row)
+        except RowError as error:
+            errors.add(error)
+        else:
+            writer.add(conversation, extra, row.line, row.file)
+        if number % TOLD_EVERY == 0:
+            progress(writer.rows)
 
 
 def inspect(paths: Sequence[Path], options: Options, limits: Limits, samples: int = 3) -> Inspection:

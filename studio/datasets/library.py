@@ -62,12 +62,14 @@ class DatasetLibrary:
         options: Options | None = None,
         sample: bool = False,
         source: str = "",
+        notes: Sequence[str] = (),
         progress: Progress = lambda rows: None,
     ) -> DatasetRecord:
         """Check every row of some files and keep them as one dataset.
 
         Args:
-            source: where the files come from, where that is not this machine.
+            source: where the files come from, where that is not this machine. notes: what is told beside what the files
+                give reason to tell.
 
         Raises:
             BadRows: rows are wrong; nothing is kept. InvalidInput: a file is. NameTaken. OutOfSpace.
@@ -82,7 +84,7 @@ class DatasetLibrary:
 
         dataset_id = files.new_id()
         found = self._publish(dataset_id, fill)
-        notes = [*found.notices, *_left_out(found.errors)]
+        told = [*notes, *found.notices, *_left_out(found.errors)]
         return self._record(
             DatasetRecord(
                 id=dataset_id,
@@ -92,7 +94,7 @@ class DatasetLibrary:
                 turns=found.turns,
                 content_hash=found.content_hash,
                 size_bytes=files.size_of(self.folder / dataset_id),
-                notes=notes,
+                notes=told,
                 sample=sample,
                 created_at=time.time(),
                 made_by=source,

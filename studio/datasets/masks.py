@@ -215,5 +215,6 @@ def _uncertain(conversation: Conversation) -> Unrenderable:
     if sum(turn["role"] == "assistant" for turn in conversation) > 1:
         return Unrenderable("The chat template of this base rewrites earlier turns; train it on rows of a single exchange.")
     return Unrenderable(
-        "The chat template of this base changes this answer, so its words are not known in the text; change the answer or choose another base."
+        "The chat template of this base changes this answer, so its words are not known in the text; "
+        "change the answer or choose another base."
     )

@@ -8,7 +8,6 @@ never the prompt, the system turn, or the template's scaffolding. A plain passag
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, Literal
 
 from studio.datasets.forms import Conversation
@@ -17,8 +16,12 @@ from studio.datasets.templates import Span, Unrenderable
 from studio.datasets.tokens import Encoded, Encoder, character_places, trained_tokens
 from studio.errors import InvalidInput
 
+__all__ = ["Example", "Rendered", "Unrenderable", "is_passage", "prompt_ids", "render", "render_all", "render_many"]
+
 PASSAGE = "text"  # the role of the only turn of a plain passage
-CHUNK_ROWS = 256  # rows that are tokenized at once: enough for all cores, and few megabytes
+# What is tokenized at once: enough to keep all cores at work, and some tens of megabytes.
+CHUNK_ROWS = 512
+CHUNK_CHARACTERS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -83,19 +86,20 @@ def render_many(tokenizer: Any, conversations: Iterable[Conversation]) -> Iterat
         InvalidInput, Unrenderable: as `render`, when the row's turn has come.
     """
     renderer = _Renderer(tokenizer)
-    remaining = iter(conversations)
-    while chunk := list(islice(remaining, CHUNK_ROWS)):
-        layouts, refusal = [], None
-        for conversation in chunk:
-            try:
-                layouts.append(renderer.lay_out(conversation))
-            except InvalidInput as error:  # rows before it are handed out first
-                refusal = error
-                break
-        for conversation, layout, encoded in zip(chunk, layouts, renderer.encode(layouts), strict=False):
-            yield renderer.example(conversation, layout, encoded)
-        if refusal is not None:
-            raise refusal
+    waiting: list[tuple[Conversation, Layout]] = []
+    characters = 0
+    for conversation in conversations:
+        try:
+            layout = renderer.lay_out(conversation)
+        except InvalidInput:  # rows before it are handed out first
+            yield from renderer.examples(waiting)
+            raise
+        waiting.append((conversation, layout))
+        characters += len(layout.text)
+        if len(waiting) >= CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield from renderer.examples(waiting)
+            waiting, characters = [], 0
+    yield from renderer.examples(waiting)
 
 
 def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
@@ -119,9 +123,9 @@ def render_all(
     Raises:
         InvalidInput: the base has no chat template. Unrenderable: its template refuses a row, whose number is told.
     """
-    examples, truncated, dropped, row = [], 0, 0, 0
+    examples, truncated, dropped = [], 0, 0
     try:
-        for row, example in enumerate(render_many(tokenizer, conversations), 1):
+        for example in render_many(tokenizer, conversations):
             if len(example.token_ids) <= max_length:
                 examples.append(example)
                 continue
@@ -133,8 +137,8 @@ def render_all(
             truncated += 1
             examples.append(cut)
     except Unrenderable as error:
-        reason = str(error)
-        raise Unrenderable(f"Row {row + 1} of the dataset cannot be trained: {reason[0].lower()}{reason[1:]}") from None
+        row, reason = len(examples) + dropped + 1, str(error)
+        raise Unrenderable(f"Row {row} of the dataset cannot be trained: {reason[0].lower()}{reason[1:]}") from None
     return Rendered(examples, truncated, dropped)
 
 
@@ -165,10 +169,15 @@ class _Renderer:
             return Layout(conversation[0]["content"], [], [])
         return self.masker.lay_out(conversation)
 
-    def encode(self, layouts: list[Layout]) -> list[Encoded]:
+    def encode(self, layouts: list[Layout]) -> Iterator[Encoded]:
         """Encode all at once, but for the few whose contents hold the text of special tokens."""
         together = iter(self.encoder.encode_all([layout.text for layout in layouts if not layout.plain]))
-        return [self.encoder.encode(layout) if layout.plain else next(together) for layout in layouts]
+        for layout in layouts:
+            yield self.encoder.encode(layout) if layout.plain else next(together)
+
+    def examples(self, rows: list[tuple[Conversation, Layout]]) -> Iterator[Example]:
+        for (conversation, layout), encoded in zip(rows, self.encode([layout for _, layout in rows]), strict=True):
+            yield self.example(conversation, layout, encoded)
 
     def example(self, conversation: Conversation, layout: Layout, encoded: Encoded) -> Example:
         if is_passage(conversation):

@@ -123,6 +123,10 @@ class RowStore:
         """Some rows, without reading the others."""
         return [_stored(row) for row in self._table.slice(max(offset, 0), max(limit, 0)).to_pylist()]
 
+    def fetch(self, offset: int, limit: int) -> list[Conversation]:
+        """The conversations of a page."""
+        return [row["messages"] for row in self._table.select(["messages"]).slice(offset, limit).to_pylist()]
+
     def __iter__(self) -> Iterator[StoredRow]:
         for batch in self._table.to_batches(max_chunksize=BATCH_ROWS):
             yield from map(_stored, batch.to_pylist())

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from studio.datasets.masks import Layout
-from studio.datasets.templates import Span
+from studio.datasets.templates import Span, Unrenderable
 from studio.errors import InvalidInput
 
 _UNKNOWN = -(10**9)  # the length of a token that is not made of bytes: no text's length comes out right with it
@@ -107,9 +107,7 @@ class Encoder:
         line, whole = self._without_added("\n"), self._without_added("\n" + text)
         ids = whole[len(line) :] if line and whole[: len(line)] == line else self._without_added(text)
         if self.backend.token_to_id(text) in ids:
-            raise InvalidInput(
-                f"A turn holds the text {text!r}, which the tokenizer of this base always reads as a special token; take it out of the turn."
-            )
+            raise Unrenderable(f"A turn holds the text {text!r}, which this base always reads as a special token; take it out of the turn.")
         return ids
 
     def _without_added(self, text: str) -> list[int]:

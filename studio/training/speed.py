@@ -26,7 +26,8 @@ def machine_tokens_per_s(base: Path) -> float:
     model = empty_model(base)
     weights = sum(d_out * d_in for d_out, d_in in map(shape, linear_layers(model).values()))
     text = model.config.get_text_config()
-    return REACHED * _products_per_s() / (PRODUCTS * (weights + text.vocab_size * text.hidden_size))
+    head = int(text.vocab_size) * int(text.hidden_size)
+    return REACHED * _products_per_s() / (PRODUCTS * (weights + head))
 
 
 def _products_per_s() -> float:

@@ -113,6 +113,10 @@ SHAPES: list[tuple[str, object, Conversation]] = [
     ("preference", {"prompt": said("a"), "chosen": [said("", "b")[1]], "rejected": [said("", "c")[1]]}, said("a", "b")),
     ("preference", {"prompt": "a", "chosen": said("a", "b"), "rejected": said("a", "c")}, said("a", "b")),
     ("preference", {"chosen": said("a", "b"), "rejected": said("a", "c")}, said("a", "b")),
+    ("preference", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}, said("a", "b")),
+    ("preference", {"chosen": "Human: a", "rejected": "c"}, [{"role": "text", "content": "Human: a"}]),
+    ("prompt-completion", {"prompt": "[1]", "completion": json.dumps(said("a", "b"))}, said("[1]", json.dumps(said("a", "b")))),
+    ("conversations", {"": "a column without a name", "conversations": [SYSTEM, *said("a", "b")]}, [SYSTEM, *said("a", "b")]),
     ("preference", {"chosen": "b", "rejected": "c"}, [{"role": "text", "content": "b"}]),
     (
         "preference",
@@ -275,6 +279,20 @@ def test_the_field_is_named_as_in_the_file() -> None:
 
 
 @pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [
+        ("Human: a\n\nAssistant: \n\nHuman: b", "empty"),
+        ("Human: a\n\nHuman: b", "turn order"),
+        ("Human: a\n\nAssistant: b\n\nHuman: c", "no answer"),
+    ],
+)
+def test_a_marked_text_is_held_to_the_same_rules(chosen: str, kind: str) -> None:
+    with pytest.raises(RowError, match="line 7, field 'chosen'") as caught:
+        read({"chosen": chosen, "rejected": "c"})
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
     ("value", "shown"),
     [
         ("a\nb\x00c\x7f", "a�b�c�"),
@@ -432,6 +450,7 @@ NOTICES: list[tuple[str, object, str]] = [
     ("rejected", {"prompt": "a", "chosen": "b", "rejected": "c"}, "the chosen one is trained"),
     ("own prompt", {"prompt": "a", "chosen": said("a", "b"), "rejected": "c"}, "the prompt inside their turns"),
     ("passage", {"chosen": "b", "rejected": "c"}, "trained whole, as a passage"),
+    ("transcript", {"chosen": "Human: a\n\nAssistant: b", "rejected": "c"}, "the marks Human: and Assistant: in one text"),
     ("system column", {"conversations": [SYSTEM, *said("a", "b")], "system": "s"}, "have no use for their column of system prompts"),
     ("system beside", {"messages": said("a", "b"), "system": "s"}, "a column system beside their messages, which is not used"),
 ]

@@ -115,7 +115,9 @@ def test_qwen3_trains_a_thought_and_never_the_empty_one_that_the_template_adds()
 
 
 @pytest.mark.parametrize("name", ["qwen2.5", "mistral7"])
-@pytest.mark.parametrize("answer", ["<think>\nThey greet.\n</think>\n\nHello", "<think>\n\n</think>\n\nHello", "a</think>b<think>c</think>d"])
+@pytest.mark.parametrize(
+    "answer", ["<think>\nThey greet.\n</think>\n\nHello", "<think>\n\n</think>\n\nHello", "a</think>b<think>c</think>d"]
+)
 def test_a_template_that_knows_no_thoughts_trains_them_as_words(name: str, answer: str) -> None:
     tokenizer = tokenizer_of(name)
     assert trained_text(tokenizer, render(tokenizer, talk("Hi", answer, "And?", answer))) == expected(name, [answer, answer])
@@ -190,7 +192,7 @@ def test_a_template_that_fails_on_a_row_is_no_crash() -> None:
 
 
 def test_a_template_without_the_answer_is_refused() -> None:
-    with pytest.raises(Unrenderable, match="changes this answer|rewrites earlier turns"):
+    with pytest.raises(Unrenderable, match=r"changes this answer|rewrites earlier turns"):
         render(with_template("{% for m in messages %}{{ loop.length }}{{ m['role'] }}{% endfor %}"), talk("Hi", "Hello"))
 
 
@@ -203,7 +205,9 @@ def test_a_passage_is_trained_whole_and_needs_no_template(name: str) -> None:
     assert all(example.trained) and example.prompt == ""
     shown = pieces(tokenizer, render(tokenizer, [{"role": "text", "content": text}]), 10**6)
     assert "".join(piece.text for piece in shown) == text + tokenizer.eos_token
-    assert not shown[0].trained or shown[0].text == "" or len(shown[0].text) >= 1
+    assert all(piece.trained for piece in shown[1:])
+    if name not in ("llama2", "phi3"):  # their first token is a space that is not in the text; any other is never predicted
+        assert not shown[0].trained
 
 
 def test_a_passage_gets_the_beginning_that_its_tokenizer_gives_and_its_own_ends_once() -> None:
@@ -237,7 +241,7 @@ def test_pieces_of_tokens_alone_are_their_decoding(name: str) -> None:
     [example] = render_many(tokenizer, [talk(*EXCHANGES)])
     shown = pieces(tokenizer, example, 10**6)
     assert "".join(piece.text for piece in shown) == tokenizer.decode(example.token_ids)
-    assert sum(piece.special for piece in shown) == sum(t in tokenizer.all_special_ids for t in example.token_ids) or shown
+    assert sum(piece.special for piece in shown) == sum(t in tokenizer.added_tokens_decoder for t in example.token_ids)
 
 
 def test_a_tokenizer_that_knows_no_places_is_refused() -> None:

@@ -26,6 +26,7 @@ TOLD = {
     "rejected": "{n} row(s) have a chosen and a rejected side: the chosen one is trained, the rejected one is kept beside the row.",
     "own prompt": "{n} row(s) have the prompt inside their turns too; the column of the prompt is kept beside the row.",
     "passage": "{n} row(s) have no prompt, so the chosen text is trained whole, as a passage.",
+    "transcript": "{n} row(s) have the marks Human: and Assistant: in one text, which was read as turns.",
     "system column": "{n} row(s) have no use for their column of system prompts, which is kept beside the row.",
     "system beside": "{n} row(s) have a column system beside their messages, which is not used; the form conversations uses it.",
     "system added": "The system prompt was put before {n} row(s).",

@@ -1,6 +1,7 @@
 """One function a form: from the columns of a row to its conversation."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from studio.datasets.forms.turns import OPENAI, SHAREGPT, Dialect, Findings, che
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
 SUMMARISE = "Summarise:"
+_SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
 def _field(row: Row, column: str) -> Any:
@@ -25,9 +27,9 @@ def _text(row: Row, column: str) -> str:
 
 def _optional_text(row: Row, columns: Columns, role: str) -> str:
     """The text of a role that a form may have; null and blanks are the same as no column."""
-    column = columns.get(role, "")
-    value = row.get(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    column = columns.get(role)
+    value = None if column is None else row.get(column)
+    if column is None or value is None or (isinstance(value, str) and not value.strip()):
         return ""
     return read_text(value, column)
 
@@ -110,10 +112,24 @@ def _read_preference(row: Row, columns: Columns, found: Findings) -> Conversatio
         prompt, before = _side(row, column, "user", found)
         conversation, places = prompt + conversation, before + places
     elif isinstance(row[columns["chosen"]], str):
-        found.note("passage")
-        return _with_system([{"role": TEXT, "content": conversation[0]["content"]}], row, columns, found)
+        conversation = _read_transcript(conversation[0]["content"], columns["chosen"], found)
+        places = [columns["chosen"]] * len(conversation)
+        if conversation[0]["role"] == TEXT:
+            return _with_system(conversation, row, columns, found)
     check_order(conversation, places.__getitem__, columns["chosen"])
     return _with_system(conversation, row, columns, found)
+
+
+def _read_transcript(text: str, column: str, found: Findings) -> Conversation:
+    """A text with the marks Human: and Assistant: before its turns, as Anthropic's HH has it; without them, a passage."""
+    before, *marked = _SPEAKER.split(text)
+    if before or len(marked) < 4:
+        found.note("passage")
+        return [{"role": TEXT, "content": text}]
+    found.note("transcript")
+    speakers = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(marked[::2], marked[1::2], strict=True)
+    return [{"role": speakers[speaker], "content": read_text(words, column)} for speaker, words in pairs]
 
 
 def _read_instruction(row: Row, columns: Columns, found: Findings) -> Conversation:

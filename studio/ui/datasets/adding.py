@@ -92,7 +92,8 @@ class Filled:
     def of(cls, values: tuple[Any, ...]) -> "Filled":
         """From the values of `Adding.filled`."""
         plain = len(values) - MOST_ROLES
-        return cls(*values[:plain], tuple(values[plain:]))
+        source, upload, paste, repository, revision, name, form, system, seen = values[:plain]
+        return cls(source, upload, paste, repository, revision, name, form, system, seen, tuple(values[plain:]))
 
     @property
     def paths(self) -> list[Path]:
@@ -312,7 +313,7 @@ def _seen(form: str, mapping: Mapping[str, str], columns: list[str]) -> dict[str
 
 def cleared(adding: Adding) -> dict[Any, Any]:
     """The form as it was before anything was filled in."""
-    empty = {
+    empty: dict[Any, Any] = {
         adding.upload: None,
         adding.paste: "",
         adding.repository: "",

@@ -63,38 +63,50 @@ def tiles(numbers: Iterable[tuple[str, str, str]]) -> str:
 
 
 def histogram(bins: Sequence[tuple[int, int, int]], max_length: int) -> str:
-    """Rows by their length in tokens, with a line where max_length cuts. `bins` are (from, below, rows)."""
+    """Rows by their length in tokens, with a line where max_length cuts.
+
+    Args:
+        bins: (from, below, rows), in order; the last may be wider than the others, and is drawn as wide as they are.
+    """
     if not bins:
         return ""
-    first, last = bins[0][0], max(bins[-1][1], bins[0][0] + 1)
     _, top, ticks = scale([0.0, float(max(rows for _, _, rows in bins))], parts=2)
-    width = last - first
-    bars = "".join(_bar(start - first, below - first, rows, width, top) for start, below, rows in bins if rows)
+    bars = "".join(_bar(at, len(bins), span, top) for at, span in enumerate(bins) if span[2])
     grid = "".join(
         f'<span class="as-curve-tick" style="top:{100 * (top - t) / top:.2f}%"><b>{t:,.0f}</b></span>' for t in ticks if t == int(t)
     )
-    at = 100 * (max_length - first) / width
-    line = f'<span class="as-cutoff" style="left:{at:.2f}%"><b>max_length {max_length:,}</b></span>' if 0 <= at <= 100 else ""
-    beyond = "" if line else f"<span>max_length is {max_length:,}: {'no row is that long' if at > 100 else 'all rows are longer'}</span>"
-    said = f"Rows by length: from {first:,} to {last - 1:,} tokens, most of them around {_peak(bins):,}."
+    first, last = bins[0][0], bins[-1][1] - 1
+    said = f"Rows by length: from {first:,} to {last:,} tokens, most of them around {_peak(bins):,}."
+    plot = f'{grid}<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{bars}</svg>{_cutoff(bins, max_length)}'
+    beyond = f"<span>all rows fit max_length {max_length:,}</span>" if max_length > last else ""
     return (
         f'<figure class="as-curve as-histogram" role="img" aria-label="{esc(said)}"><figcaption>rows by length in tokens</figcaption>'
-        f'<div class="as-curve-plot">{grid}<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{bars}</svg>{line}</div>'
-        f'<div class="as-curve-x"><span>{first:,} tokens</span>{beyond}<span>{last - 1:,} tokens</span></div></figure>'
+        f'<div class="as-curve-plot">{plot}</div>'
+        f'<div class="as-curve-x"><span>{first:,} tokens</span>{beyond}<span>{last:,} tokens</span></div></figure>'
     )
 
 
-def _bar(start: int, below: int, rows: int, width: int, top: float) -> str:
+def _bar(at: int, bars: int, span: tuple[int, int, int], top: float) -> str:
     """One bar; the gap to the next one is a tenth of its width."""
+    start, below, rows = span
     height = max(100 * rows / top, 0.6)
-    return (
-        f'<rect x="{100 * start / width:.3f}" y="{100 - height:.3f}" width="{90 * max(below - start, 1) / width:.3f}" height="{height:.3f}">'
-        f"<title>{count(rows, 'row')}</title></rect>"
-    )
+    place = f'x="{100 * at / bars:.3f}" y="{100 - height:.3f}" width="{90 / bars:.3f}" height="{height:.3f}"'
+    return f"<rect {place}><title>{start:,} to {below - 1:,} tokens: {count(rows, 'row')}</title></rect>"
+
+
+def _cutoff(bins: Sequence[tuple[int, int, int]], max_length: int) -> str:
+    """The line behind which tokens are cut; none where no row is that long."""
+    if max_length >= bins[-1][1]:
+        return ""
+    at = next((i for i, (_, below, _) in enumerate(bins) if max_length < below), 0)
+    start, below, _ = bins[at]
+    left = 100 * (at + min(max((max_length - start) / (below - start), 0.0), 1.0)) / len(bins)
+    side = " as-cutoff-left" if left > 60 else ""
+    return f'<span class="as-cutoff{side}" style="left:{left:.2f}%"><b>max_length {max_length:,}</b></span>'
 
 
 def _peak(bins: Sequence[tuple[int, int, int]]) -> int:
-    start, below, _ = max(bins, key=lambda bin_: bin_[2])
+    start, below, _ = max(bins, key=lambda found: found[2])
     return (start + below) // 2
 
 

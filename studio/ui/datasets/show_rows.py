@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from studio.ui.present import button, count, hint
 
 if TYPE_CHECKING:
-    from studio.datasets.rendering import Piece
+    from studio.datasets.pieces import Piece
     from studio.datasets.store import StoredRow
 
 TALK, RAW, MASK = "conversation", "raw", "mask"
@@ -102,20 +102,10 @@ def _mask(shown: ShownRow) -> str:
 
 def mask_counts(tokens: "Sequence[Piece]") -> str:
     """ "213 tokens, 41 trained, 12 cut off"."""
-    total, trained, cut = (sum(piece.tokens for piece in tokens if wanted(piece)) for wanted in (_any, _trained, _cut))
+    total = sum(piece.tokens for piece in tokens)
+    trained = sum(piece.tokens for piece in tokens if piece.trained)
+    cut = sum(piece.tokens for piece in tokens if piece.cut)
     return f"{count(total, 'token')}, {trained:,} trained" + (f", {cut:,} cut off" if cut else "")
-
-
-def _any(piece: "Piece") -> bool:  # noqa: ARG001
-    return True
-
-
-def _trained(piece: "Piece") -> bool:
-    return piece.trained
-
-
-def _cut(piece: "Piece") -> bool:
-    return piece.cut
 
 
 def mask(tokens: "Sequence[Piece]") -> str:
