@@ -220,7 +220,7 @@ class Studio:
             NotFound. InvalidInput: there is nothing to mend, or no such action.
         """
         record = self.datasets.get(dataset)
-        whole = {
+        whole: dict[str, Callable[[DatasetRecord], DatasetRecord]] = {
             "deduplicate": self.changes.deduplicate,
             "near-deduplicate": partial(self.changes.deduplicate, near=True),
             "redact": self.changes.redact,

@@ -15,7 +15,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run when 
 
 @dataclass
 class ErrorLog:
-    """Errors in the order of the rows. All are counted; the first `KEPT` are kept."""
+    """Errors, in the order of the rows once all were read. All are counted; the first `KEPT` are kept."""
 
     total: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
@@ -27,6 +27,11 @@ class ErrorLog:
         self.kinds[error.kind] += 1
         if len(self.kept) < KEPT:
             self.kept.append(error)
+
+    def put_in_order(self) -> None:
+        """Order the errors by their place: the first rows of a file are read before their form is known."""
+        files = {name: place for place, name in enumerate(dict.fromkeys(error.file for error in self.kept))}
+        self.kept.sort(key=lambda error: (files[error.file], error.line))
 
     @property
     def shown(self) -> list[RowError]:

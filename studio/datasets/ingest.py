@@ -51,7 +51,7 @@ class Ingested:
 
 @dataclass(frozen=True)
 class Sample:
-    """One of the first rows: as it stands in the file, and what it becomes, or why it cannot."""
+    """One of the first rows: as it stands in the file, and what it becomes, or why it cannot; neither where there is no form."""
 
     line: int
     raw: Any
@@ -93,6 +93,7 @@ def ingest(paths: Sequence[Path], options: Options, limits: Limits, target: Path
             _write(chain(head, source), reader, writer, errors, progress)
             forms.add(fit.form)
             adapted += reader.notices
+    errors.put_in_order()
     if errors.total and not (options.drop and writer.rows):
         raise BadRows(errors, writer.rows)
     if not writer.rows:
@@ -135,7 +136,9 @@ def inspect(paths: Sequence[Path], options: Options, limits: Limits, samples: in
     fits = find_forms(values)
     possible = bool(fits) or options.form != "auto"
     chosen = choose_form(values, options.form, options.mapping) if possible and values else None
-    looked = [_look(RowReader(chosen, options.system), row) for row in rows[:samples]] if chosen else []
+    looked = [
+        _look(RowReader(chosen, options.system), row) if chosen else Sample(row.line, row.value, None, None) for row in rows[:samples]
+    ]
     broken = [Sample(row.line, None, None, row) for row in head if isinstance(row, RowError)][:samples]
     return Inspection(columns, fits, chosen, looked + broken, notices)
 

@@ -15,6 +15,7 @@ from studio.errors import StudioError
 from studio.ui import present
 from studio.ui.datasets import show_adding, show_report
 from studio.ui.page import html
+from studio.ui.present import hint
 from studio.ui.work import Work
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ NOT_THERE = {
     PASTE: "Paste some rows first.",
     HUB: "Name the dataset first, such as owner/name.",
 }
-KINDS = ", ".join(SUFFIXES)
+KINDS = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def _build_sources() -> dict[str, Any]:
         SOURCES, value=FILES, label="Where from", show_label=False, container=False, elem_id="dataset-source", elem_classes="as-segments"
     )
     with gr.Column(elem_classes="as-source") as files:
-        upload = gr.File(label=f"Files ({KINDS})", file_count="multiple", file_types=list(SUFFIXES), height=132, elem_id="dataset-file")
+        upload = gr.File(label="Files", file_count="multiple", file_types=list(SUFFIXES), height=132, elem_id="dataset-file")
+        html(hint(f"One or several, which become one dataset: {KINDS}."))
     with gr.Column(visible=False, elem_classes="as-source") as pasted:
         paste = gr.Textbox(
             "",
@@ -181,7 +183,7 @@ def _build_trouble() -> dict[str, Any]:
         with gr.Row(elem_classes="as-actions"):
             leave_out = gr.Button("Leave them out", variant="primary", elem_id="dataset-leave-out", min_width=120)
             stop = gr.Button("Stop: I will mend the file", elem_id="dataset-stop", min_width=120)
-            save = gr.DownloadButton("Download the table", elem_id="dataset-errors-file", elem_classes="as-quiet", min_width=120)
+            save = gr.DownloadButton("Download the table", elem_id="dataset-errors-file", elem_classes="as-textlink", min_width=120)
     return {"trouble": trouble, "table": table, "save": save, "leave_out": leave_out, "stop": stop}
 
 
@@ -220,9 +222,7 @@ class Events:
         try:
             found = self._inspect(filled, options)
         except StudioError as error:
-            columns = filled.seen.get("columns", [])
-            shown = self._form(options.form, columns, options.mapping)
-            return {adding.look: show_adding.refused(error), adding.seen: _seen(options.form, options.mapping, columns), **shown}
+            return self._refused(filled, options, error)
         form, mapping = (found.chosen.form, found.chosen.mapping) if found.chosen else (options.form, options.mapping)
         choices = show_adding.form_choices(found.fits)
         fits = found.chosen is not None and found.chosen.share >= show_adding.SURE
@@ -233,6 +233,19 @@ class Events:
             **self._form(form, found.columns, mapping),
             adding.form: gr.Dropdown(choices=choices, value=options.form),
         }
+
+    def _refused(self, filled: Filled, options: Options, error: StudioError) -> dict[Any, Any]:
+        """The columns cannot be read like this, or not at all: what is missing, beside the rows as they stand."""
+        adding, columns = self.adding, filled.seen.get("columns", [])
+        missing = [role for role in FORMS[options.form].required if not options.mapping.get(role)] if options.form in FORMS else []
+        if not columns:
+            looked = show_adding.refused(error)
+        elif missing:
+            looked = show_adding.asked(missing, self._inspect(filled, Options()))
+        else:
+            looked = show_adding.refused(error, self._inspect(filled, Options()))
+        seen = _seen(options.form, options.mapping, columns)
+        return {adding.look: looked, adding.seen: seen, **self._form(options.form, columns, options.mapping)}
 
     def _inspect(self, filled: Filled, options: Options) -> "Inspection":
         if filled.source == PASTE:

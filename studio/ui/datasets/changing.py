@@ -1,5 +1,6 @@
 """Change a dataset: each change has a line of help and a button, and makes a new version or datasets of their own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,7 @@ class Events:
 
     def __init__(self, studio: "Studio") -> None:
         self.studio = studio
-        self.calls = {
+        self.calls: dict[str, Callable[..., list[DatasetRecord]]] = {
             "deduplicate": self.deduplicate,
             "near-deduplicate": self.near_deduplicate,
             "redact": self.redact,

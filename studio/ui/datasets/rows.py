@@ -55,7 +55,7 @@ class Rows:
     @property
     def drawn(self) -> list[Any]:
         """What is drawn from that."""
-        return [self.preview, self.paging, self.tokens, *self.turns.values()]
+        return [self.preview, self.paging, self.tokens, self.goto, *self.turns.values()]
 
 
 def build() -> Rows:
@@ -83,7 +83,7 @@ def build() -> Rows:
             which: gr.Button(label, elem_id=f"dataset-{which}", elem_classes="as-quiet", min_width=60) for which, label in labels.items()
         }
         paging = html(elem_id="dataset-paging")
-        goto = gr.Number(None, label="Go to row", precision=0, minimum=1, elem_id="dataset-goto", min_width=90, scale=0)
+        goto = gr.Number(1, label="Go to row", precision=0, minimum=1, elem_id="dataset-goto", min_width=90, scale=0)
     states = {"offset": gr.State(0), "views": gr.State({})}
     return Rows(
         view=view,
@@ -129,6 +129,7 @@ class Events:
         able = {FIRST: back, PREVIOUS: back, NEXT: forth, LAST: forth}
         return {
             self.rows.preview: rows_page(found),
+            self.rows.goto: offset + 1,
             self.rows.paging: page_of(offset, len(stored), record.rows),
             self.rows.tokens: gr.Column(visible=any(row.view == MASK for row in found)),
             **{self.rows.turns[which]: gr.Button(interactive=able[which]) for which in able},

@@ -31,7 +31,7 @@ def look(found: "Inspection", files: int = 1) -> str:
     first = (
         hint(f"These are rows of the first of {files} files; each file is read in the form that its own rows tell.") if files > 1 else ""
     )
-    return f'<div class="as-look">{_verdict(found)}{told}{first}{_samples(found.samples)}</div>'
+    return f'<div class="as-look">{_verdict(found)}{told}{first}{_samples(found.samples, bare=found.chosen is None)}</div>'
 
 
 def _verdict(found: "Inspection") -> str:
@@ -61,21 +61,23 @@ def form_choices(fits: "Sequence[Fit]") -> list[tuple[str, str]]:
     return [("Find out", "auto"), *fitting, *((form.label, form.name) for form in FORMS.values() if form.name not in named)]
 
 
-def _samples(samples: "Sequence[Sample]") -> str:
+def _samples(samples: "Sequence[Sample]", bare: bool = False) -> str:
+    """The rows as they stand in the file; beside them, unless `bare`, what they become."""
     if not samples:
         return ""
-    head = '<div class="as-pair as-pair-head" aria-hidden="true"><span>In the file</span><span>What it becomes</span></div>'
-    pairs = f"{head}{''.join(map(_sample, samples))}"
-    return f'<div class="as-pairs" role="region" tabindex="0" aria-label="The first rows">{pairs}</div>'
+    names = "<span>In the file</span>" + ("" if bare else "<span>What it becomes</span>")
+    head = f'<div class="as-pair as-pair-head" aria-hidden="true">{names}</div>'
+    pairs = "".join(_sample(sample, bare) for sample in samples)
+    look = "as-pairs as-pairs-bare" if bare else "as-pairs"
+    return f'<div class="{look}" role="region" tabindex="0" aria-label="The first rows">{head}{pairs}</div>'
 
 
-def _sample(sample: "Sample") -> str:
+def _sample(sample: "Sample", bare: bool) -> str:
     raw = raw_json(sample.raw) if sample.raw is not None else hint("This line cannot be read.")
+    stands = f'<div><span class="as-place">line {sample.line:,}</span>{raw}</div>'
     becomes = _why(sample.error) if sample.error else bubbles(sample.conversation or [])
-    return (
-        f'<section class="as-pair" aria-label="line {sample.line}"><div><span class="as-place">line {sample.line:,}</span>{raw}</div>'
-        f"<div>{becomes}</div></section>"
-    )
+    beside = "" if bare and not sample.error else f"<div>{becomes}</div>"
+    return f'<section class="as-pair" aria-label="line {sample.line}">{stands}{beside}</section>'
 
 
 def _why(error: "RowError") -> str:
@@ -83,9 +85,18 @@ def _why(error: "RowError") -> str:
     return f'<div class="as-row-bad"><b>Not a row yet.</b> {field}{esc(error.problem)}; {esc(error.fix)}.</div>'
 
 
-def refused(error: object) -> str:
-    """Why there is nothing to look at."""
-    return f'<div class="as-look"><p class="as-verdict as-verdict-bad" role="alert">{esc(str(error))}</p></div>'
+def refused(error: object, found: "Inspection | None" = None) -> str:
+    """Why the rows cannot be read like this, and the rows as they stand where they are known."""
+    rows = _samples(found.samples, bare=True) if found else ""
+    return f'<div class="as-look"><p class="as-verdict as-verdict-bad" role="alert">{esc(str(error))}</p>{rows}</div>'
+
+
+def asked(missing: Sequence[str], found: "Inspection") -> str:
+    """Which columns are still to be chosen, and the rows as they stand."""
+    said = f"Choose the column of {' and of '.join(missing)} below."
+    return (
+        f'<div class="as-look"><p class="as-verdict as-verdict-bad" role="status">{esc(said)}</p>{_samples(found.samples, bare=True)}</div>'
+    )
 
 
 def bad_rows(bad: "BadRows") -> str:

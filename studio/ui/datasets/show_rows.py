@@ -41,7 +41,8 @@ def _row(shown: ShownRow) -> str:
     number = shown.number + 1
     others = [button(label, view, str(shown.number), look="small", about=f"row {number:,}") for label, view in VIEWS if view != shown.view]
     edit = button("Edit", "edit", str(shown.number), look="small", about=f"row {number:,}")
-    head = f'<b>Row {number:,}</b><span class="as-place">{esc(_place(shown.row))}</span><span class="as-row-tools">{"".join(others)}{edit}</span>'
+    tools = f'<span class="as-row-tools">{"".join(others)}{edit}</span>'
+    head = f'<b>Row {number:,}</b><span class="as-place">{esc(_place(shown.row))}</span>{tools}'
     body = {TALK: _talk, RAW: _raw, MASK: _mask}[shown.view](shown)
     return f'<section class="as-talk" aria-label="row {number}"><div class="as-talk-head">{head}</div>{body}</section>'
 

@@ -252,6 +252,7 @@ class _Events:
     def bases(self) -> tuple[Any, Any]:
         """The bases that there are; the default one is chosen."""
         records = self.studio.bases.all()
+        default: str | None
         try:
             default = self.studio.default_base().id
         except NotFound:
