@@ -52,8 +52,7 @@ def adapter(app_url: str, browser: Browser, table: Path) -> str:
     open_tab(page, app_url, "Datasets")
     upload(page, table)
     expect(page.locator("#dataset-name input, #dataset-name textarea")).to_have_value("robot")
-    page.locator("#dataset-more").get_by_role("button", name="More").click()
-    page.locator("#dataset-mapping input, #dataset-mapping textarea").fill("prompt=question, completion=answer")
+    expect(page.locator("#dataset-look")).to_contain_text("question from question, answer from answer")
     page.locator("#dataset-add").click()
     expect(page.locator("#dataset-message")).to_contain_text("robot was added with 14 rows")
     expect(page.locator("#dataset-preview")).to_contain_text("I am the robot ZORBLAX.")
@@ -168,19 +167,6 @@ def test_a_link_opens_a_tab(page: Page, app_url: str, name: str) -> None:
     expect(page.get_by_role("tab")).to_have_text(list(TABS))
 
 
-def test_a_broken_file_is_explained_and_the_inputs_stay(page: Page, app_url: str, tmp_path: Path) -> None:
-    path = tmp_path / "broken.jsonl"
-    path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": ""}\n', encoding="utf-8")
-    open_tab(page, app_url, "Datasets")
-    upload(page, path)
-    page.locator("#dataset-name input, #dataset-name textarea").fill("My rows")
-    page.locator("#dataset-add").click()
-    card = page.locator("#dataset-message").get_by_role("alert")
-    expect(card).to_contain_text("broken.jsonl, line 2, field 'completion': this is empty; write the text or delete the row.")
-    expect(page.locator("#dataset-name input, #dataset-name textarea")).to_have_value("My rows")
-    expect(page.locator("#dataset-file")).to_contain_text("broken")
-
-
 def test_a_dataset_is_deleted_only_after_a_second_click(page: Page, app_url: str, tmp_path: Path) -> None:
     path = tmp_path / "throwaway.csv"
     path.write_text("prompt,completion\nHello,World\n", encoding="utf-8")
@@ -189,6 +175,7 @@ def test_a_dataset_is_deleted_only_after_a_second_click(page: Page, app_url: str
     page.locator("#dataset-add").click()
     expect(page.locator("#dataset-library")).to_contain_text("throwaway")
     page.locator("#dataset-delete").click()
+    expect(page.locator("#dataset-question")).to_contain_text("No adapter learned from it.")
     page.locator("#dataset-delete-yes").click()
     expect(page.locator("#dataset-message")).to_contain_text("throwaway was deleted.")
     expect(page.locator("#dataset-library")).not_to_contain_text("throwaway")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from storage.records import AdapterRecord, DatasetRecord, JobRecord
+from storage.records import AdapterRecord, JobRecord
 from studio.chat.service import Stamp
 from studio.services import Status
 from studio.ui import present
@@ -30,7 +30,6 @@ JOB = JobRecord(
     created_at=NOW - 60,
     started_at=NOW - 20,
 )
-DATASET = DatasetRecord("d1", EVIL, "messages", 12, 24, SHA, 2048, [], True, NOW - 7200)
 METRICS = {"steps": 12, "eval_loss_before": 3.41, "eval_loss": 1.97, "tokens_per_s": 410.4, "seconds": 75.0}
 ADAPTER = AdapterRecord("a1", EVIL, SHA, "b1", "f" * 64, "d1", SHA, "j1", 16, 5 * 2**20, {"rank": 16}, METRICS, "0.1.0", 0, NOW - 90)
 STAMP = Stamp(EVIL, "a1", SHA, "SmolLM2", 3.14, 212.4, 40, 41.26, "stop")
@@ -76,9 +75,6 @@ def test_what_people_typed_is_escaped_everywhere() -> None:
         present.error_card(EVIL, EVIL),
         present.note_card(EVIL),
         present.empty_card(EVIL, EVIL, present.button("Go", "go", EVIL, about=EVIL)),
-        present.dataset_list([DATASET], "d1", NOW),
-        present.dataset_head(DATASET, NOW),
-        present.conversations([[{"role": "user", "content": EVIL}]], 0),
         present.adapter_cards([ADAPTER], "a1", {"b1": EVIL, "d1": EVIL}, NOW),
         present.adapter_head(ADAPTER),
         present.adapter_detail(replace(ADAPTER, config={"targets": EVIL}, code_version=EVIL), EVIL, EVIL, "", NOW),

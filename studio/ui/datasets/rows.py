@@ -108,7 +108,7 @@ def _build_editor() -> dict[str, Any]:
         with gr.Row(elem_classes="as-actions"):
             save = gr.Button("Save as a new version", elem_id="dataset-edit-save", min_width=120)
             cancel = gr.Button("Leave it", elem_id="dataset-edit-cancel", elem_classes="as-quiet", min_width=80)
-    editing = gr.State([])  # the row's number, then the roles of its turns; empty where no row is edited
+    editing = gr.State([])  # the dataset's id, the row's number, then the roles of its turns; empty where no row is edited
     parts = {"editor": editor, "title": title, "boxes": boxes, "as_json": as_json, "editing": editing}
     return {**parts, "save": save, "cancel": cancel, "message": message}
 
@@ -168,7 +168,7 @@ class Events:
         return {
             **shown,
             self.rows.as_json: gr.Textbox(text, visible=not in_boxes),
-            self.rows.editing: [row, *(turn["role"] for turn in turns)] if in_boxes else [row],
+            self.rows.editing: [record.id, row, *(turn["role"] for turn in turns if in_boxes)],
             self.rows.title: f"<p><strong>Edit row {row + 1:,}</strong></p>",
             self.rows.editor: gr.Column(visible=True),
             self.rows.message: "",
@@ -180,7 +180,7 @@ class Events:
         Raises:
             StudioError: the row cannot be like this.
         """
-        row, *roles = editing
+        _, row, *roles = editing
         turns = [{"role": role, "content": text} for role, text in zip(roles, boxes, strict=False)] if roles else parse_turns(as_json)
         return self.studio.changes.edit_row(record, int(row), turns)
 

@@ -65,7 +65,7 @@ def version_list(records: "Sequence[DatasetRecord]", chosen: str, learned: Mappi
 
 
 def _version(record: "DatasetRecord", chosen: bool, learned: Sequence[str], now: float | None) -> str:
-    made = _sentence(record.made_by) if record.made_by else "Added from a file."
+    made = _sentence(record.made_by).removesuffix(".") if record.made_by else "Added from a file"
     who = f"Learned from by {', '.join(learned)}" if learned else "No adapter learned from it"
     return (
         f'<li><button type="button" class="as-row" data-action="choose" data-id="{esc(record.id)}" aria-pressed="{str(chosen).lower()}">'

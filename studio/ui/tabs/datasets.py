@@ -23,6 +23,7 @@ SUGGEST_NAME = (
     "(files, name) => name.trim() || !files || !files.length ? name : files[0].orig_name.replace(/(\\.[A-Za-z0-9]{1,7}){1,2}$/, '')"
 )
 SHOW_MESSAGE = "() => document.querySelector('#dataset-message')?.scrollIntoView({block: 'nearest'})"
+SHOW_EDITOR = "() => document.querySelector('#dataset-editor')?.scrollIntoView({block: 'nearest'})"
 # On a phone the pane lies under the list.
 SHOW_PANE = "() => { if (innerWidth <= 700) document.querySelector('#dataset-pane')?.scrollIntoView(); }"
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#dataset-export-file')?.click(), 50)"
@@ -125,12 +126,14 @@ class _Events:
         except NotFound:
             return None
 
-    def show(self, chosen: str, made_for: str, *seen: Any) -> dict[Any, Any]:
-        """The library, and beside it the chosen dataset or the form."""
+    def show(self, chosen: str, made_for: str, editing: list[Any], *seen: Any) -> dict[Any, Any]:
+        """The library, and beside it the chosen dataset or the form. A row that is edited stays open while its dataset is shown."""
         tab, record = self.tab, self.find(chosen)
         library = show_library.library_list(self.studio.datasets.all(), record.name if record else "")
         panes = {tab.adding.panel: gr.Column(visible=record is None), tab.detail: gr.Column(visible=record is not None)}
-        shown = {tab.library: library, **panes, tab.confirm: gr.Column(visible=False), **rows.closed(tab.rows)}
+        shown = {tab.library: library, **panes, tab.confirm: gr.Column(visible=False)}
+        if editing and editing[0] != chosen:
+            shown |= rows.closed(tab.rows)
         if record is None:
             return {**shown, tab.chosen: "", tab.new: gr.Button(visible=False)}
         return {**shown, tab.new: gr.Button(visible=True), **self._detail(record, made_for, *seen)}
@@ -268,7 +271,12 @@ def wire(page: Page, studio: "Studio") -> None:
     looks = [tab.library, tab.chosen, tab.new, tab.adding.panel, tab.detail, tab.head, tab.confirm, tab.left_out, tab.versions]
     others = [tab.report.result, tab.report.told, tab.report.made_for, *tab.changing.columns, tab.changing.others]
     shown = [*looks, *others, *view.drawn, view.editor, view.editing, view.message]
-    show: dict[str, Any] = {"fn": events.show, "inputs": [tab.chosen, tab.report.made_for, *view.seen], "outputs": shown, **QUIET}
+    show: dict[str, Any] = {
+        "fn": events.show,
+        "inputs": [tab.chosen, tab.report.made_for, view.editing, *view.seen],
+        "outputs": shown,
+        **QUIET,
+    }
     chosen = [tab.chosen, view.offset, view.views, tab.message]
     for listed in (tab.library, tab.versions, tab.message):
         listed.act(events.choose, tab.chosen, chosen, **QUIET).then(**show).then(None, None, None, js=SHOW_PANE, **QUIET)
@@ -324,7 +332,8 @@ def _wire_rows(tab: DatasetsTab, events: _Events, show: dict[str, Any]) -> None:
     view.view.input(lambda: {}, None, view.views, **QUIET).then(**draw)
     gr.on([view.base.input, view.max_length.change], trigger_mode="always_last", **draw)
     opened = [view.views, view.editor, view.title, view.as_json, view.editing, view.message, *view.boxes]
-    view.preview.act(events.act_on_row, [tab.chosen, view.views], opened, **QUIET).then(**draw)
+    acted = view.preview.act(events.act_on_row, [tab.chosen, view.views], opened, **QUIET).then(**draw)
+    acted.then(None, None, None, js=SHOW_EDITOR, **QUIET)
     view.cancel.click(lambda: rows.closed(view), None, [view.editor, view.editing, view.message], **QUIET)
     saved = [tab.message, tab.chosen, view.editor, view.editing, view.message]
     view.save.click(events.save_row, [tab.chosen, view.editing, view.as_json, *view.boxes], saved, **QUIET).then(**show)
