@@ -213,10 +213,11 @@ class DatasetLibrary:
             OutOfSpace.
         """
         target = (out or self.exports) / f"{file_stem('dataset', record.name, record.id)}.jsonl"
+        passages = record.form == "text"
         try:
             with files.publish_file(target) as handle:
                 for row in self.store(record):
-                    handle.write(orjson.dumps(to_row(row.conversation, row.extra)) + b"\n")
+                    handle.write(orjson.dumps(to_row(row.conversation, row.extra, passages)) + b"\n")
         except OSError as error:
             raise OutOfSpace(f"The dataset could not be exported: {error.strerror or error}. Free some space and try again.") from None
         return target

@@ -173,17 +173,14 @@ def test_what_is_exported_and_uploaded_again_has_the_same_hash(library: DatasetL
     assert path.parent == library.exports and re.fullmatch(r"a-[0-9a-f]{6}\.jsonl", path.name)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(lines) == record.rows and lines[0]["messages"][1]["content"] == "Answer 1" and lines[0]["a"] == "é"
-    conversations = [line for line in lines if "text" not in line]
-    again = library.add(
-        [jsonl(tmp_path / "again.jsonl", conversations), jsonl(tmp_path / "texts.jsonl", [line for line in lines if "text" in line])], "b"
-    )
-    assert again.content_hash == record.content_hash
+    assert library.add([path], "b").content_hash == record.content_hash
 
 
-def test_one_export_of_conversations_and_passages_is_read_as_it_was(library: DatasetLibrary, tmp_path: Path) -> None:
+def test_passages_are_exported_as_text(library: DatasetLibrary, tmp_path: Path) -> None:
     notes = tmp_path / "c.txt"
     notes.write_text("One passage.", encoding="utf-8")
-    record = library.add([jsonl(tmp_path / "a.jsonl", map(pair, range(5))), notes], "a")
+    record = library.add([notes], "a")
+    assert json.loads(library.export(record).read_text()) == {"text": "One passage."}
     assert library.add([library.export(record)], "b").content_hash == record.content_hash
 
 
