@@ -158,9 +158,7 @@ def dataset_filter(
 
 
 @dataset_app.command("sample")
-def dataset_sample(
-    name: Name, rows: Annotated[int, typer.Option(help="Rows to keep.")], seed: Seed = 0, as_json: Json = False
-) -> None:
+def dataset_sample(name: Name, rows: Annotated[int, typer.Option(help="Rows to keep.")], seed: Seed = 0, as_json: Json = False) -> None:
     """Make a version of some rows, drawn by chance."""
     with opened() as studio:
         _show_record(studio.changes.sample(studio.datasets.get(name), rows, seed), as_json)

@@ -38,7 +38,7 @@ from studio.settings import Settings
 from studio.training.config import DEFAULT_PRESET, make_config
 
 if TYPE_CHECKING:
-    from studio.datasets.rendering import Piece
+    from studio.datasets.pieces import Piece
     from studio.outlook import Outlook
     from studio.training.memory import Estimate
 
@@ -217,7 +217,7 @@ class Studio:
         Raises:
             NotFound. InvalidInput: the base's template refuses the row.
         """
-        from studio.datasets.rendering import pieces
+        from studio.datasets.pieces import pieces
 
         record = self.datasets.get(dataset)
         chosen = self.bases.get(base) if base else self.default_base()

@@ -35,10 +35,7 @@ class ErrorLog:
 
     def table(self) -> list[tuple[str, ...]]:
         """One row an error, under `COLUMNS`."""
-        return [
-            (e.file, str(e.line), str(e.column or ""), e.field, e.kind, e.problem, e.excerpt, e.fix)
-            for e in self.kept
-        ]
+        return [(e.file, str(e.line), str(e.column or ""), e.field, e.kind, e.problem, e.excerpt, e.fix) for e in self.kept]
 
     def as_csv(self) -> str:
         """The table for a spreadsheet; cells that it would run as a formula begin with an apostrophe."""

@@ -352,5 +352,5 @@ def test_no_broken_file_of_any_kind_escapes_as_another_error(tmp_path: Path) -> 
                 assert row.line >= 1 and row.file.startswith("case")
                 if isinstance(row, Exception):
                     wrong += 1
-                    assert row.kind != "wrong row" and row.excerpt.isprintable() or not row.excerpt
+                    assert (row.kind != "wrong row" and row.excerpt.isprintable()) or not row.excerpt
     assert seen and refused and wrong
