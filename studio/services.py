@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,9 @@ from studio.chat.sampling import Sampling
 from studio.chat.service import BASE_NAME, Chat, Reply, Stream
 from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
-from studio.datasets.ingest import Options
+from studio.datasets.ingest import Counted, Options, uncounted
 from studio.datasets.library import DatasetLibrary
+from studio.datasets.passes import Progress, never, unwatched
 from studio.datasets.reading import Limits, pasted_suffix
 from studio.datasets.rendering import render
 from studio.errors import InvalidInput, NotFound
@@ -38,6 +40,7 @@ from studio.settings import Settings
 from studio.training.config import DEFAULT_PRESET, make_config
 
 if TYPE_CHECKING:
+    from studio.datasets.ingest import Inspection
     from studio.datasets.pieces import Piece
     from studio.outlook import Outlook
     from studio.training.memory import Estimate
@@ -186,8 +189,8 @@ class Studio:
         base: str | None = None,
         preset: str = DEFAULT_PRESET,
         overrides: dict[str, Any] | None = None,
-        progress: Callable[[float, str], None] = lambda share, what: None,
-        cancelled: Callable[[], bool] = lambda: False,
+        progress: Progress = unwatched,
+        cancelled: Callable[[], bool] = never,
     ) -> "Outlook":
         """What a base would make of a dataset, and what a training would take. Made once for the same question.
 
@@ -208,6 +211,28 @@ class Studio:
             self._reports[key] = look_ahead(store, path, chosen.name, config, done, progress, cancelled)
         return self._reports[key]
 
+    def mend(self, dataset: str, action: str, base: str | None = None, preset: str = DEFAULT_PRESET) -> DatasetRecord:
+        """Make a version in which a finding of the report is mended.
+
+        Args:
+            action: of a `Finding`. The others are those of the report.
+
+        Raises:
+            NotFound. InvalidInput: there is nothing to mend, or no such action.
+        """
+        record = self.datasets.get(dataset)
+        whole = {
+            "deduplicate": self.changes.deduplicate,
+            "near-deduplicate": partial(self.changes.deduplicate, near=True),
+            "redact": self.changes.redact,
+        }
+        if action in whole:
+            return whole[action](record)
+        rows = self.report(dataset, base, preset).found.removable.get(action)
+        if not rows:
+            raise InvalidInput(f"The report on {record.name!r} offers nothing that is called {action!r}; look at it again.")
+        return self.changes.remove_rows(record, rows)
+
     def pieces(self, dataset: str, row: int, base: str | None = None, max_length: int = 0) -> "list[Piece]":
         """The tokens of one row as a base's template writes them, and which of them are trained or cut off.
 
@@ -225,14 +250,17 @@ class Studio:
         [found] = self.datasets.store(record).page(row, 1)
         return pieces(tokenizer, render(tokenizer, found.conversation), max_length or make_config(DEFAULT_PRESET).max_length)
 
-    def add_pasted(self, text: str, name: str, options: Options) -> DatasetRecord:
+    def look_at_pasted(self, text: str, options: Options) -> "Inspection":
+        """A first look at what was pasted into a box. Raises as `DatasetLibrary.inspect` does."""
+        with TemporaryDirectory() as folder:
+            return self.datasets.inspect([_pasted_file(text, Path(folder))], options)
+
+    def add_pasted(self, text: str, name: str, options: Options, progress: Counted = uncounted) -> DatasetRecord:
         """Add what was pasted into a box. Raises as `DatasetLibrary.add` does."""
         with TemporaryDirectory() as folder:
-            path = Path(folder) / f"pasted{pasted_suffix(text)}"
-            path.write_bytes(_encoded(text))
-            return self.datasets.add([path], name, options)
+            return self.datasets.add([_pasted_file(text, Path(folder))], name, options, progress=progress)
 
-    def add_from_hub(self, repository: str, revision: str, name: str, options: Options) -> DatasetRecord:
+    def add_from_hub(self, repository: str, revision: str, name: str, options: Options, progress: Counted = uncounted) -> DatasetRecord:
         """Fetch a dataset's files from the Hub at a pinned commit, and add them.
 
         Raises:
@@ -241,7 +269,8 @@ class Studio:
         with TemporaryDirectory() as folder:
             limits, notices = self.datasets.limits, list[str]()
             paths, commit = fetch_from_hub(repository, revision, Path(folder), limits, self.settings.hub_timeout_s, notices=notices)
-            return self.datasets.add(paths, name, options, source=f"fetched from {repository} at {commit}", notes=notices)
+            source = f"fetched from {repository} at {commit}"
+            return self.datasets.add(paths, name, options, source=source, progress=progress, notes=notices)
 
     def _longest_row(self, dataset: DatasetRecord, base: BaseRecord) -> int:
         """Tokens of the longest row, measured once on the few that have the most text."""
@@ -351,8 +380,15 @@ class Studio:
         )
 
 
-def _encoded(text: str) -> bytes:
+def _pasted_file(text: str, folder: Path) -> Path:
+    """What was pasted as a file with the ending that it needs.
+
+    Raises:
+        InvalidInput: it cannot be written as UTF-8.
+    """
+    path = folder / f"pasted{pasted_suffix(text)}"
     try:
-        return text.encode()
+        path.write_bytes(text.encode())
     except UnicodeEncodeError:
         raise InvalidInput("The pasted text holds half of a character (a lone surrogate); write the whole character.") from None
+    return path

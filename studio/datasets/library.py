@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from storage.records import DatasetRecord
 from storage.repositories import Datasets
 from studio.datasets.errors import ErrorLog
 from studio.datasets.forms import to_row
-from studio.datasets.ingest import Ingested, Inspection, Options, Progress, ingest, inspect
+from studio.datasets.ingest import Counted, Ingested, Inspection, Options, ingest, inspect, uncounted
 from studio.datasets.reading import Limits
 from studio.datasets.store import ROWS_FILE, RowStore, RowWriter, StoredRow
 from studio.errors import InvalidInput, NameTaken, NotFound, OutOfSpace
@@ -62,7 +63,7 @@ class DatasetLibrary:
         sample: bool = False,
         source: str = "",
         notes: Sequence[str] = (),
-        progress: Progress = lambda rows: None,
+        progress: Counted = uncounted,
     ) -> DatasetRecord:
         """Check every row of some files and keep them as one dataset.
 
@@ -202,6 +203,38 @@ class DatasetLibrary:
         """The table of rows that were left out, or None where there were none."""
         path = self.folder / record.id / ERRORS_FILE
         return path if path.exists() else None
+
+    def labels(self) -> dict[str, str]:
+        """What each version is called, by its id: by its name while it is the newest, else NAME@VERSION."""
+        newest = {record.id for record in self.all()}
+        return {r.id: r.name if r.id in newest else f"{r.name}@{r.version}" for r in self.records.all()}
+
+    def export_errors(self, errors: ErrorLog) -> Path:
+        """Write the table of wrong rows as CSV, to be downloaded.
+
+        Raises:
+            OutOfSpace.
+        """
+        data = errors.as_csv().encode("utf-8-sig", "replace")
+        return self._exported(f"wrong-rows-{sha256(data).hexdigest()[:8]}.csv", data)
+
+    def export_left_out(self, record: DatasetRecord) -> Path:
+        """The table of the rows that were left out of a version, to be downloaded.
+
+        Raises:
+            NotFound: none were left out. OutOfSpace.
+        """
+        path = self.errors_path(record)
+        if path is None:
+            raise NotFound(f"No row was left out of {record.name!r}.")
+        return self._exported(f"{file_stem('dataset', record.name, record.id)}-left-out.csv", path.read_bytes())
+
+    def _exported(self, name: str, data: bytes) -> Path:
+        try:
+            files.write_file(self.exports / name, data)
+        except OSError as error:
+            raise OutOfSpace(f"The table could not be written: {error.strerror or error}. Free some space and try again.") from None
+        return self.exports / name
 
     def export(self, record: DatasetRecord, out: Path | None = None) -> Path:
         """Write a version as JSONL in OpenAI's form; uploaded again it has the same content hash.

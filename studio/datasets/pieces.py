@@ -12,13 +12,15 @@ from studio.datasets.tokens import Encoder, character_places
 class Piece:
     """One token as text, or the several tokens that only together make a character.
 
-    `trained`: the loss counts it. `cut`: it lies beyond max_length. `special`: a special token such as <|im_end|>.
+    `trained`: the loss counts it. `cut`: it lies beyond max_length. `special`: a special token such as <|im_end|>. `tokens`:
+    how many there are in it.
     """
 
     text: str
     trained: bool
     cut: bool
     special: bool
+    tokens: int = 1
 
 
 def pieces(tokenizer: Any, example: Example, max_length: int) -> list[Piece]:
@@ -43,6 +45,7 @@ def pieces(tokenizer: Any, example: Example, max_length: int) -> list[Piece]:
                 any(example.trained[i] and 0 < i < max_length for i in tokens),
                 index >= max_length,
                 any(example.token_ids[i] in special for i in tokens),
+                len(tokens),
             )
         )
         done, first = max(complete, done), index + 1

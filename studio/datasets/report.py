@@ -49,6 +49,7 @@ class Report:
     `truncated` rows are cut, `dropped` ones left out, as the training counts them. `histogram` has (from, below, rows).
     `languages` has the share of each, by ISO 639-1 code, of the rows that were looked at. `personal` has rows by kind.
     `exact_duplicates` and `near_duplicates` are rows that would go, each counted once; `overlap` counts held-out rows.
+    `removable` has all rows that an action of a finding removes, by the action, where it names rows.
     """
 
     rows: int
@@ -71,6 +72,7 @@ class Report:
     near_duplicates: int
     overlap: int
     findings: list[Finding]
+    removable: dict[str, list[int]]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -256,6 +258,10 @@ def _summary(facts: Facts, turns: int) -> Report:
         near_duplicates=max(len(repeated(facts.near)) - exact, 0),
         overlap=len(facts.overlap),
         findings=all_findings(facts),
+        removable={
+            "drop-untrained": facts.rows_in(UNTRAINED),
+            "drop-overlap": sorted(held for held, _ in facts.overlap),
+        },
     )
 
 

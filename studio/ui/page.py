@@ -90,8 +90,15 @@ def open_chat(studio: "Studio", adapter_id: str) -> tuple[Any, Any]:
 
 
 def names_of(studio: "Studio") -> dict[str, str]:
-    """Names of bases and datasets by their ids."""
-    return {base.id: base.name for base in studio.bases.all()} | {dataset.id: dataset.name for dataset in studio.datasets.all()}
+    """Names of bases and datasets by their ids; of a version that is not the newest, NAME@VERSION."""
+    return {base.id: base.name for base in studio.bases.all()} | studio.datasets.labels()
+
+
+def dataset_choices(studio: "Studio", chosen: str | None) -> list[tuple[str, str]]:
+    """(label, id) of the newest version of each dataset, and of the chosen version where it is another."""
+    newest = [(record.name, record.id) for record in studio.datasets.all()]
+    label = studio.datasets.labels().get(chosen or "")
+    return newest if label is None or chosen in {record_id for _, record_id in newest} else [(label, chosen or ""), *newest]
 
 
 def voices(studio: "Studio") -> list[tuple[str, str]]:

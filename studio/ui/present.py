@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from studio.training.config import make_config
 
 if TYPE_CHECKING:
-    from storage.records import AdapterRecord, DatasetRecord, JobRecord
+    from storage.records import AdapterRecord, JobRecord
     from studio.chat.service import Stamp
     from studio.services import Status
     from studio.training.memory import Estimate
 
 BASE_LABEL = "Base model"
-FORM_NAMES = {"messages": "conversations", "prompt-completion": "prompt and completion", "instruction": "instructions"}
 METHOD_NAMES = {"lora": "LoRA", "dora": "DoRA", "prefix": "prefix"}
 STATE_NAMES = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
 METRIC_NAMES = {
@@ -198,54 +197,6 @@ def status_job(job: "JobRecord | None") -> str:
         return f'<span class="as-live">training <b>{name}</b>, {esc(stage(job))}</span>'
     share = 100 * progress["step"] / progress["steps"]
     return f'<span class="as-live">training <b>{name}</b> {share:.0f} %</span>'
-
-
-# Datasets
-
-
-def dataset_list(records: list["DatasetRecord"], chosen: str, now: float | None = None) -> str:
-    """The library, one row a dataset."""
-    if not records:
-        return empty_card("No dataset yet", "Add a file of examples with the form on this page.")
-    return f'<ul class="as-list">{"".join(_dataset_row(r, r.id == chosen, now) for r in records)}</ul>'
-
-
-def _dataset_row(record: "DatasetRecord", chosen: bool, now: float | None) -> str:
-    badge = '<span class="as-badge">sample</span>' if record.sample else ""
-    about = dots([count(record.rows, "row"), count(record.turns, "turn"), FORM_NAMES.get(record.form, esc(record.form))])
-    return (
-        f'<li><button type="button" class="as-row" data-action="choose" data-id="{record.id}" aria-pressed="{str(chosen).lower()}">'
-        f'<span class="as-row-name">{esc(record.name)}{badge}</span><span class="as-row-about">{about}</span>'
-        f'<span class="as-row-end">{time_tag(record.created_at, now)}</span></button></li>'
-    )
-
-
-def dataset_head(record: "DatasetRecord", now: float | None = None) -> str:
-    """Name and numbers of the chosen dataset."""
-    added = f"added {time_tag(record.created_at, now)}"
-    about = dots([count(record.rows, "row"), count(record.turns, "turn"), size(record.size_bytes), added])
-    return f'<div class="as-detail-head"><h3>{esc(record.name)}</h3><p>{about}</p></div>'
-
-
-def conversations(rows: list[list[dict[str, str]]], offset: int) -> str:
-    """Rows as bubbles, the way they will be learned."""
-    blocks = "".join(
-        f'<section class="as-talk" aria-label="row {offset + i}"><span class="as-talk-number">{offset + i}</span>'
-        f"{''.join(map(_bubble, turns))}</section>"
-        for i, turns in enumerate(rows, 1)
-    )
-    return f'<div class="as-talks">{blocks}</div>'
-
-
-def _bubble(turn: dict[str, str]) -> str:
-    text, role = turn["content"], turn["role"]
-    shown = text if len(text) <= 1200 else text[:1200].rstrip() + " …"
-    return f'<div class="as-bubble as-{role}"><span class="as-sr">{role}: </span>{esc(shown)}</div>'
-
-
-def page_of(offset: int, shown: int, rows: int) -> str:
-    """ "1–3 of 96"."""
-    return f'<span class="as-paging">{offset + 1}–{offset + shown} of {rows:,}</span>'
 
 
 # Training

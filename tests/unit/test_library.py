@@ -200,7 +200,7 @@ def test_names_versions_and_removal(library: DatasetLibrary, tmp_path: Path) -> 
     assert [row.line for row in library.store(second)] == [1, 2, 3]
     with pytest.raises(InvalidInput, match="No row of 'a' would be left"):
         library.keep([], second, "nothing")
-    with pytest.raises(NotFound, match="'a@7'.*'a'"):
+    with pytest.raises(NotFound, match=r"'a@7'.*'a'"):
         library.get("a@7")
     assert library.remove("a@2") == second and library.get("a") == first and folders(library) == [first.id]
     library.keep(library.store(first).page(0, 3), first, "again")

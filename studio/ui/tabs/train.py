@@ -12,7 +12,7 @@ from studio.jobs.sweep import parse_axes
 from studio.training.config import TrainConfig
 from studio.ui import form, joblist, present
 from studio.ui.outcome import outcome
-from studio.ui.page import QUIET, TRAIN, Page, action, fragment, html, names_of, only_new, open_chat
+from studio.ui.page import QUIET, TRAIN, Page, action, dataset_choices, fragment, html, names_of, only_new, open_chat
 
 if TYPE_CHECKING:
     from storage.records import AdapterRecord, JobRecord
@@ -90,6 +90,7 @@ class _Events:
     def refresh(self, dataset: str | None, base: str | None) -> tuple[Any, ...]:
         """Choices as they are now; what was chosen stays chosen."""
         datasets, bases = self.studio.datasets.all(), self.studio.bases.all()
+        choices = dataset_choices(self.studio, dataset)
         try:
             fallback, trouble = self.studio.default_base().id, ""
         except NotFound as error:
@@ -97,7 +98,7 @@ class _Events:
         newcomer = not trouble and not self.studio.adapters.all() and not self.studio.queue.open()
         first = next((d.id for d in datasets if not d.sample), datasets[0].id if datasets else None)
         return (
-            gr.Dropdown(choices=[(d.name, d.id) for d in datasets], value=_kept(dataset, datasets, first)),
+            gr.Dropdown(choices=choices, value=dataset if dataset in {key for _, key in choices} else first),
             gr.Dropdown(choices=[(b.name, b.id) for b in bases], value=_kept(base, bases, fallback)),
             trouble,
             gr.Button(interactive=not trouble, variant="secondary" if newcomer else "primary"),  # one main action at a time
