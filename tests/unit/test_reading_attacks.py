@@ -2,18 +2,21 @@
 
 import gzip
 import io
+import os
 import random
 import subprocess
 import sys
 import tracemalloc
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from studio.datasets.reading import SUFFIXES, Limits, read_files
 from studio.datasets.reading.limits import KIB, MIB
+from studio.datasets.rows import SourceRow
 from studio.errors import InvalidInput
 from tests.workbooks import write_ods, write_xlsx
 
@@ -21,7 +24,7 @@ BIG = Limits(1 << 34)
 ROOT = Path(__file__).parent.parent.parent
 # Reads a file, says why it was refused, and the most memory that the process held, in MB.
 WITNESS = """
-import resource, sys
+import sys
 from pathlib import Path
 from studio.datasets.reading import Limits, read_files
 rows = 0
@@ -31,7 +34,8 @@ try:
         print(row.line, str(row)[:200]) if rows < 3 else None
 except Exception as error:
     print(type(error).__name__, error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# getrusage would tell the peak of the process that started this one.
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024)
 """
 
 
@@ -102,13 +106,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_memory(tmp_path: Path) ->
 
 @pytest.mark.parametrize("newlines", [False, True])
 def test_a_header_of_a_billion_columns_is_refused_in_bounded_memory(tmp_path: Path, newlines: bool) -> None:
-    path = tmp_path / "a.csv"
-    with path.open("wb") as handle:  # a gigabyte of commas, of which the disk keeps nothing but the ends
-        handle.write(b'"a\n' if newlines else b"a")
-        if newlines:
-            handle.write(b'",' + b"b,\n," * MIB)
-        else:
-            handle.write(b"," * (15 * MIB))
+    path = write_large(tmp_path / "a.csv", b"", b'"\n",' * KIB if newlines else b"," * KIB, 12 * MIB)
     said, peak_mb = witness(path)
     assert said.startswith("InvalidInput") and ("columns" in said or "header" in said) and peak_mb < 200
     path.write_bytes(b"," * 1_000_000)
@@ -117,11 +115,7 @@ def test_a_header_of_a_billion_columns_is_refused_in_bounded_memory(tmp_path: Pa
 
 def test_a_billion_columns_on_one_line_are_refused_while_they_are_made(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    with path.open("wb") as handle:
-        handle.write(b"a,b")
-        handle.truncate(2)
-        for _ in range(64):
-            handle.write(b",b" * (MIB // 2))
+    write_large(path, b"a", b",b" * (MIB // 2), 64 * MIB)
     tracemalloc.start()
     message = refusal(path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -165,10 +159,13 @@ def test_sizes_that_lie_change_nothing(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.zip", {"a.txt": content})
     data = bytearray(path.read_bytes())
     entry = data.index(b"PK\x01\x02")
-    for claimed in (1, 0xFFFFFFF0):
-        data[entry + 24 : entry + 28] = claimed.to_bytes(4, "little")
-        path.write_bytes(data)
-        assert "damaged" in refusal(path)
+    data[entry + 24 : entry + 28] = (1).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert "damaged" in refusal(path)
+    data[entry + 24 : entry + 28] = (0xFFFFFFF0).to_bytes(4, "little")
+    path.write_bytes(data)
+    texts = [row.value["text"] for row in read_files([path], BIG, []) if isinstance(row, SourceRow)]
+    assert "\n".join(texts).encode() + b"\n" == content
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
@@ -214,11 +211,8 @@ def test_more_members_than_allowed_are_refused_before_they_are_listed(tmp_path: 
 def test_an_archive_without_anything_to_read_is_refused(tmp_path: Path) -> None:
     assert "no file that can be read" in refusal(pack(tmp_path / "a.zip", {"a.png": b"x"}))
     assert "only empty files" in refusal(pack(tmp_path / "a.zip", {"a.csv": b"\n"}))
-    assert (
-        "no zip, or a damaged one" in refusal(pack(tmp_path / "a.zip", {}).parent / "a.zip")
-        if not zipfile.is_zipfile(tmp_path / "a.zip")
-        else True
-    )
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    assert "is no zip, or a damaged one" in refusal(tmp_path / "a.zip")
 
 
 # Workbooks and YAML
@@ -310,33 +304,31 @@ def samples(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
+    """The content with up to four changes: bytes replaced, taken out, put in or doubled, or its end cut off."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         at, many = rng.randrange(len(data) + 1), rng.randint(1, 8)
-        change: Callable[[], None] = rng.choice(
-            (
-                lambda: data.__setitem__(slice(at, at + 1), bytes([rng.randrange(256)])),
-                lambda: data.__delitem__(slice(at, at + many)),
-                lambda: data.__setitem__(slice(at, at), rng.randbytes(many)),
-                lambda: data.__setitem__(
-                    slice(at, at), rng.choice([b'"', b"[", b"}", b"\n", b"\\", b"\xff", b"&a *a ", b"\xef\xbb\xbf", b": "])
-                ),
-                lambda: data.__setitem__(slice(at, at), bytes(data[at : at + 40])),
-                lambda: data.__delitem__(slice(at, len(data))) if rng.random() < 0.3 else None,
-            )
-        )
-        change()
+        signs = rng.choice([b'"', b"[", b"}", b"\n", b"\\", b"\xff", b"&a *a ", b"\xef\xbb\xbf", b": ", b"\r", b";"])
+        changes = [
+            (at, at + 1, bytes([rng.randrange(256)])),
+            (at, at + many, b""),
+            (at, at, rng.randbytes(many)),
+            (at, at, signs),
+            (at, at, bytes(data[at : at + 40])),
+        ]
+        if rng.random() < 0.2:
+            changes.append((at, len(data), b""))
+        start, end, piece = rng.choice(changes)
+        data[start:end] = piece
     return bytes(data)
 
 
 def test_no_broken_file_of_any_kind_escapes_as_another_error(tmp_path: Path) -> None:
-    import os
-
     cases = int(os.environ.get("READING_FUZZ_CASES", "400"))  # of each kind; a tenth of it where a process reads
     limits, rng = Limits(1 << 20, expanded_bytes=1 << 22, row_bytes=1 << 16), random.Random(7)
     seen = refused = wrong = 0
     for suffix, content in samples(tmp_path):
-        assert suffix.rpartition(".")[0] + "." + suffix.rpartition(".")[2] == suffix and suffix[suffix.rindex(".") :] in SUFFIXES
+        assert suffix[suffix.rindex(".") :] in SUFFIXES
         slow = suffix in (".xlsx", ".ods", ".parquet")
         for case in range(max(cases // 40, 1) if slow else cases):
             path = tmp_path / f"case{suffix}"
@@ -352,5 +344,5 @@ def test_no_broken_file_of_any_kind_escapes_as_another_error(tmp_path: Path) -> 
                 assert row.line >= 1 and row.file.startswith("case")
                 if isinstance(row, Exception):
                     wrong += 1
-                    assert (row.kind != "wrong row" and row.excerpt.isprintable()) or not row.excerpt
+                    assert row.kind != "wrong row" and not [c for c in row.excerpt if unicodedata.category(c)[0] == "C"]
     assert seen and refused and wrong

@@ -333,7 +333,7 @@ def test_several_files_are_read_in_turn_and_an_end_ends_one_of_them(tmp_path: Pa
         ("b.jsonl", 1, False),
     ]
     assert notices == ["The file 'c.csv' is empty and was left out."]
-    with pytest.raises(InvalidInput, match="only empty files in 'c.csv', 'c.csv'"):
+    with pytest.raises(InvalidInput, match=r"only empty files in 'c.csv', 'c.csv'"):
         list(read_files([paths[2], paths[2]], BIG, []))
     with pytest.raises(InvalidInput, match="no file to read"):
         list(read_files([], BIG, []))
