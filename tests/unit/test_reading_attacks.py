@@ -210,6 +210,7 @@ def test_more_members_than_allowed_are_refused_before_they_are_listed(tmp_path: 
 
 def test_an_archive_without_anything_to_read_is_refused(tmp_path: Path) -> None:
     assert "no file that can be read" in refusal(pack(tmp_path / "a.zip", {"a.png": b"x"}))
+    assert "no file that can be read" in refusal(pack(tmp_path / "a.zip", {}))
     assert "only empty files" in refusal(pack(tmp_path / "a.zip", {"a.csv": b"\n"}))
     (tmp_path / "a.zip").write_bytes(b"PK")
     assert "is no zip, or a damaged one" in refusal(tmp_path / "a.zip")
