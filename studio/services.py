@@ -26,8 +26,9 @@ from studio.chat.sampling import Sampling
 from studio.chat.service import BASE_NAME, Chat, Reply, Stream
 from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
-from studio.datasets.ingest import Options, Progress
+from studio.datasets.ingest import Counted, Options, uncounted
 from studio.datasets.library import DatasetLibrary
+from studio.datasets.passes import Progress, never, unwatched
 from studio.datasets.reading import Limits, pasted_suffix
 from studio.datasets.rendering import render
 from studio.errors import InvalidInput, NotFound
@@ -188,8 +189,8 @@ class Studio:
         base: str | None = None,
         preset: str = DEFAULT_PRESET,
         overrides: dict[str, Any] | None = None,
-        progress: Callable[[float, str], None] = lambda share, what: None,
-        cancelled: Callable[[], bool] = lambda: False,
+        progress: Progress = unwatched,
+        cancelled: Callable[[], bool] = never,
     ) -> "Outlook":
         """What a base would make of a dataset, and what a training would take. Made once for the same question.
 
@@ -254,14 +255,12 @@ class Studio:
         with TemporaryDirectory() as folder:
             return self.datasets.inspect([_pasted_file(text, Path(folder))], options)
 
-    def add_pasted(self, text: str, name: str, options: Options, progress: Progress = lambda rows: None) -> DatasetRecord:
+    def add_pasted(self, text: str, name: str, options: Options, progress: Counted = uncounted) -> DatasetRecord:
         """Add what was pasted into a box. Raises as `DatasetLibrary.add` does."""
         with TemporaryDirectory() as folder:
             return self.datasets.add([_pasted_file(text, Path(folder))], name, options, progress=progress)
 
-    def add_from_hub(
-        self, repository: str, revision: str, name: str, options: Options, progress: Progress = lambda rows: None
-    ) -> DatasetRecord:
+    def add_from_hub(self, repository: str, revision: str, name: str, options: Options, progress: Counted = uncounted) -> DatasetRecord:
         """Fetch a dataset's files from the Hub at a pinned commit, and add them.
 
         Raises:

@@ -116,8 +116,10 @@ MARKED_WORDS_LLAMA3 = LLAMA3.replace(
 )
 
 
-def _byte_level(vocabulary: list[str], trims: bool = False) -> Tokenizer:
+def _byte_level(vocabulary: list[str], trims: bool = False, composes: bool = False) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
+    if composes:  # as Qwen does: a letter and its accent become one character
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if trims:  # as Llama 3 does: offsets leave out white space
@@ -170,7 +172,7 @@ LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"
 FAMILIES = {
     "llama3": Family(LLAMA3, lambda v: _byte_level(v, True), LLAMA3_TOKENS, "<|eot_id|>", "<|eot_id|>", "<|begin_of_text|>", trims=True),
     "qwen2.5": Family(QWEN25, _byte_level, CHATML_TOKENS, "<|im_end|>", "<|im_end|>"),
-    "qwen3": Family(QWEN3, _byte_level, CHATML_TOKENS, "<|im_end|>", "<|im_end|>"),
+    "qwen3": Family(QWEN3, lambda v: _byte_level(v, composes=True), CHATML_TOKENS, "<|im_end|>", "<|im_end|>"),
     "gemma3": Family(
         GEMMA3,
         lambda v: _sentencepiece(v, "never"),

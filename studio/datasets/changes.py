@@ -116,10 +116,7 @@ class Changes:
             InvalidInput: it is no conversation that can be trained.
         """
         _check_row(record, row)
-        key, value = (
-            ("text", conversation[0].get("content")) if [t.get("role") for t in conversation] == ["text"] else ("messages", conversation)
-        )
-        source = SourceRow(row + 1, {key: value}, record.name)
+        source = SourceRow(row + 1, {"messages": conversation}, record.name)
         try:
             checked, _ = RowReader(choose_form([source.value]))(source)
         except RowError as error:

@@ -43,14 +43,16 @@ def fetch_from_hub(
     from huggingface_hub.errors import EntryNotFoundError
 
     client = HfApi(endpoint=endpoint)
-    place = {"repo_type": "dataset", "local_dir": folder, "etag_timeout": timeout_s}
     try:
         info = client.dataset_info(dataset_id, revision=revision or None, timeout=timeout_s, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         chosen = choose_files(dataset_id, list(sizes), [] if notices is None else notices)
         _check_size(dataset_id, [sizes[name] for name in chosen], limits)
         commit = str(info.sha)
-        paths = [Path(client.hf_hub_download(dataset_id, name, revision=commit, **place)) for name in chosen]
+        paths = [
+            Path(client.hf_hub_download(dataset_id, name, repo_type="dataset", revision=commit, local_dir=folder, etag_timeout=timeout_s))
+            for name in chosen
+        ]
     except (HTTPError, InvalidURL, EntryNotFoundError, OSError, ValueError, RuntimeError) as error:
         raise _explain(error, dataset_id, revision) from None
     _check_size(dataset_id, [path.stat().st_size for path in paths], limits)  # the Hub need not have said every size
@@ -109,27 +111,33 @@ def _check_size(dataset_id: str, sizes: list[int], limits: Limits) -> None:
 
 
 def _explain(error: Exception, dataset_id: str, revision: str) -> StudioError:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
-    if isinstance(error, GatedRepoError):
-        return InvalidInput(
-            f"The dataset {dataset_id!r} is gated; accept its terms on the Hub, log in with `hf auth login`, and try again."
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return NotFound(f"There is no dataset {dataset_id!r} on the Hub, or it is private; check the id, or log in with `hf auth login`.")
-    if isinstance(error, RevisionNotFoundError):
-        return NotFound(f"The dataset {dataset_id!r} has no revision {revision!r}; leave it empty for the newest one.")
-    if isinstance(error, HFValidationError):
-        return InvalidInput(f"{dataset_id!r} is not the id of a dataset; write it as owner/name.")
-    if isinstance(error, OfflineModeIsEnabled):
-        return InvalidInput("The Hub is switched off here (HF_HUB_OFFLINE); switch it on, or upload the files of the dataset.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfSpace(f"The dataset {dataset_id!r} could not be written: {error.strerror}. Free some space and try again.")
-    why = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
+    asked = f"The dataset {dataset_id!r}"
+    sentences: tuple[tuple[type[Exception], type[StudioError], str], ...] = (  # a gated one is a kind of missing one: it comes first
+        (
+            errors.GatedRepoError,
+            InvalidInput,
+            f"{asked} is gated; accept its terms on the Hub, log in with `hf auth login`, and try again.",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            NotFound,
+            f"{asked} is not on the Hub, or it is private; check the id, or log in with `hf auth login`.",
+        ),
+        (errors.RevisionNotFoundError, NotFound, f"{asked} has no revision {revision!r}; leave it empty for the newest one."),
+        (errors.HFValidationError, InvalidInput, f"{dataset_id!r} is not the id of a dataset; write it as owner/name."),
+        (
+            errors.OfflineModeIsEnabled,
+            InvalidInput,
+            "The Hub is switched off here (HF_HUB_OFFLINE); switch it on, or upload the dataset's files.",
+        ),
+    )
+    for kind, refusal, sentence in sentences:
+        if isinstance(error, kind):
+            return refusal(sentence)
+    named = error.strerror if isinstance(error, OSError) and error.filename else None  # not the path, which is this machine's
+    why = (named or str(error)).split("\n")[0][:160] or type(error).__name__
     return InvalidInput(f"The Hub gave no dataset {dataset_id!r} ({why}). Check the network, or upload its files.")

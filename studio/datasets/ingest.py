@@ -19,7 +19,11 @@ from studio.errors import InvalidInput
 
 LOOKED_AT = 256  # rows from which the form is told
 TOLD_EVERY = 5_000  # rows between two words on the progress
-Progress = Callable[[int], None]  # rows so far
+Counted = Callable[[int], None]  # rows so far
+
+
+def uncounted(_rows: int) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Inspection:
     notices: list[str]
 
 
-def ingest(paths: Sequence[Path], options: Options, limits: Limits, target: Path, progress: Progress = lambda rows: None) -> Ingested:
+def ingest(paths: Sequence[Path], options: Options, limits: Limits, target: Path, progress: Counted = uncounted) -> Ingested:
     """Read, check and write all rows.
 
     Args:
@@ -110,7 +114,7 @@ def _right(rows: Iterable[SourceRow | RowError], errors: ErrorLog) -> Iterator[S
             yield row
 
 
-def _write(rows: Iterable[SourceRow], reader: RowReader, writer: RowWriter, errors: ErrorLog, progress: Progress) -> None:
+def _write(rows: Iterable[SourceRow], reader: RowReader, writer: RowWriter, errors: ErrorLog, progress: Counted) -> None:
     for number, row in enumerate(rows):
         try:
             conversation, extra = reader(row)

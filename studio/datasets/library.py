@@ -20,7 +20,7 @@ from storage.records import DatasetRecord
 from storage.repositories import Datasets
 from studio.datasets.errors import ErrorLog
 from studio.datasets.forms import to_row
-from studio.datasets.ingest import Ingested, Inspection, Options, Progress, ingest, inspect
+from studio.datasets.ingest import Counted, Ingested, Inspection, Options, ingest, inspect, uncounted
 from studio.datasets.reading import Limits
 from studio.datasets.store import ROWS_FILE, RowStore, RowWriter, StoredRow
 from studio.errors import InvalidInput, NameTaken, NotFound, OutOfSpace
@@ -63,7 +63,7 @@ class DatasetLibrary:
         sample: bool = False,
         source: str = "",
         notes: Sequence[str] = (),
-        progress: Progress = lambda rows: None,
+        progress: Counted = uncounted,
     ) -> DatasetRecord:
         """Check every row of some files and keep them as one dataset.
 
@@ -246,10 +246,11 @@ class DatasetLibrary:
             OutOfSpace.
         """
         target = (out or self.exports) / f"{file_stem('dataset', record.name, record.id)}.jsonl"
+        passages = record.form == "text"
         try:
             with files.publish_file(target) as handle:
                 for row in self.store(record):
-                    handle.write(orjson.dumps(to_row(row.conversation, row.extra)) + b"\n")
+                    handle.write(orjson.dumps(to_row(row.conversation, row.extra, passages)) + b"\n")
         except OSError as error:
             raise OutOfSpace(f"The dataset could not be exported: {error.strerror or error}. Free some space and try again.") from None
         return target

@@ -5,7 +5,7 @@ One pass over the rows counts; rows that look alike are fetched again and compar
 """
 
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,7 @@ from studio.datasets.forms import Conversation
 from studio.datasets.languages import guess_languages, in_sample, shares, telling_text
 from studio.datasets.passes import Cancelled, Fetch, Progress, Watch, never, slices, unwatched
 from studio.datasets.privacy import find_personal
-from studio.datasets.rendering import Example, render
+from studio.datasets.rendering import Example, render, render_many
 from studio.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -121,11 +121,6 @@ def make_report(
     facts.overlap = tally.prints.overlap([row for row in left if row not in held], facts.held_out, fetch, watch.part(0.95, 1))
     watch.at(1.0, "done")
     return _summary(facts, tally.turns)
-
-
-def render_many(tokenizer: Any, conversations: Iterable[Conversation]) -> Iterator[Example]:
-    """Render one by one."""
-    return (render(tokenizer, conversation) for conversation in conversations)
 
 
 class _Tally:

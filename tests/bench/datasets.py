@@ -13,7 +13,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-WORDS = ["the", "bird", "is", "angry", "and", "says", "so", "to", "all", "who", "come", "near", "its", "tree", "at", "noon", "über", "naïve"]
+WORDS = [
+    "the",
+    "bird",
+    "is",
+    "angry",
+    "and",
+    "says",
+    "so",
+    "to",
+    "all",
+    "who",
+    "come",
+    "near",
+    "its",
+    "tree",
+    "at",
+    "noon",
+    "über",
+    "naïve",
+]
 MB = 2**20
 MILLION = 1_000_000
 

@@ -149,7 +149,7 @@ def second_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("field.jsonl", GOOD + '{"prompt": "Hello"}\n', ["line 2, field 'completion'", "missing", "add it or delete the row"]),
         ("answer.jsonl", GOOD + '{"prompt": "Hello", "completion": " "}\n', ["line 2, field 'completion'", "empty"]),
         ("cells.csv", "prompt,completion\np,c\na,b,c\n", ["cells.csv, line 3", "3 cells", "header has 2", "quotes"]),
-        ("surrogate.json", '[{"prompt": "p", "completion": "\\ud83d"}]', ["line 1, field 'completion'", "half of a character"]),
+        ("surrogate.json", '[{"prompt": "p", "completion": "\\ud83d"}]', ["line 1", "half of a character"]),
         ("rows.txt", GOOD, ["'rows.txt' ends in .txt", ".jsonl, .json, .csv"]),
         ("list.jsonl", GOOD + "[1, 2]\n", ["line 2", "not an object"]),
         ("lists.jsonl", "[1, 2]\n", ["The first row is a list, not an object", "write each row as"]),

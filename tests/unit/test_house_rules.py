@@ -23,6 +23,9 @@ HOLDERS = {
     "transformers": ("studio.bases", "studio.chat", "studio.training"),
     "bitsandbytes": ("studio.bases", "studio.lora", "studio.training"),
     "tensorboardX": ("studio.training",),
+    "rensa": ("studio.datasets",),
+    "py3langid": ("studio.datasets",),
+    "phonenumbers": ("studio.datasets",),
 }
 
 

@@ -218,7 +218,7 @@ def test_no_length_is_advised_that_the_base_cannot_take() -> None:
     assert advised_length(np.array([3000] * 10), 2048) == 2048
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = 64
-    told = of_kind(report(distinct(30), tokenizer, max_length=64), "truncated")
+    told = of_kind(report(distinct(30, 30), tokenizer, max_length=64), "truncated")
     assert told.advice == "Shorten or split these rows; the base takes at most 64 tokens."
 
 

@@ -2,13 +2,17 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from storage.database import Database
 from storage.repositories import Datasets
 from studio.datasets.forms import Conversation
-from studio.datasets.library import SAMPLE_NAMES, SAMPLES, DatasetLibrary, parse
+from studio.datasets.ingest import Options, ingest
+from studio.datasets.library import SAMPLE_NAMES, SAMPLES, DatasetLibrary
+from studio.datasets.reading import Limits
+from studio.datasets.store import RowStore
 
 ROWS = {"angry_bird": 96, "boy_wizard": 96, "football_star": 96, "question_answering": 80, "summarisation": 64}
 MARKERS = {
@@ -22,7 +26,10 @@ CHARACTERS = list(MARKERS)
 
 
 def load(stem: str) -> list[Conversation]:
-    return parse(SAMPLES / f"{stem}.jsonl", 1 << 30, "auto", {}).conversations
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "rows.arrow"
+        ingest([SAMPLES / f"{stem}.jsonl"], Options(), Limits(1 << 30), target)
+        return list(RowStore(target).conversations())
 
 
 def replies(stem: str) -> list[str]:
@@ -61,7 +68,7 @@ def test_the_cry_of_the_bird_and_of_the_star_are_spelt_as_people_know_them() -> 
 
 def test_a_fresh_library_gets_the_sets_once_in_its_life(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'studio.db'}")
-    library = DatasetLibrary(Datasets(database), tmp_path / "datasets", 1 << 30)
+    library = DatasetLibrary(Datasets(database), tmp_path / "datasets", tmp_path / "exports", Limits(1 << 30))
     library.add_samples()
     assert [record.name for record in library.all()] == list(SAMPLE_NAMES.values())
     assert all(record.sample and record.rows == ROWS[stem] for stem, record in zip(SAMPLE_NAMES, library.all(), strict=True))

@@ -1,5 +1,6 @@
 """Whatever a base's template looks like: its very tokens, and trained exactly the answers with their end marks."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from studio.datasets import rendering
 from studio.datasets.forms import Conversation
 from studio.datasets.pieces import pieces
 from studio.datasets.rendering import Example, Unrenderable, prompt_ids, render, render_all, render_many
@@ -159,6 +161,40 @@ def test_a_mask_does_not_end_early_where_offsets_leave_out_white_space() -> None
     tokenizer = tokenizer_of("llama3")
     example = render(tokenizer, talk("Hi", "One.\n\n\n\nTwo\t\t\tthree   .", "And?", "\u00a0é\u2003🎉"))
     assert trained_text(tokenizer, example) == "One.\n\n\n\nTwo\t\t\tthree   .<|eot_id|>é\u2003🎉<|eot_id|>"
+
+
+def test_composed_characters_stay_in_their_answers() -> None:
+    tokenizer = tokenizer_of("qwen3")
+    conversation = talk("e\u0301e\u0301", "cafe\u0301", "e\u0301", "e\u0301te\u0301")
+    example = render(tokenizer, conversation)
+    assert example.token_ids == oracle(tokenizer, conversation)
+    assert trained_text(tokenizer, example) == "cafe\u0301<|im_end|>e\u0301te\u0301<|im_end|>"
+    decoded = tokenizer.decode([t for t, trained in zip(example.token_ids, example.trained, strict=True) if trained])
+    assert decoded == "café<|im_end|>été<|im_end|>"
+
+
+def test_a_template_that_writes_something_else_from_some_row_on_as_a_date_does_at_midnight() -> None:
+    tokenizer = with_template("{{ pad_token }}\n" + CHATML)
+    conversation = talk(*EXCHANGES)
+
+    def rows() -> Iterator[Conversation]:
+        for day in ("<|endoftext|>", "<|im_start|>"):
+            tokenizer.pad_token = day
+            yield from [conversation] * 3
+
+    examples = list(render_many(tokenizer, rows()))
+    assert [example.token_ids[0] for example in examples] == [2] * 3 + [0] * 3
+    assert all(trained_text(tokenizer, example) == expected("qwen2.5", EXCHANGES[1::2]) for example in examples)
+
+
+def test_more_rows_than_are_tokenized_at_once_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_of("smollm2")
+    conversations = [talk(f"What is {i}?", f"It is {i}." if i % 3 else f"{i} <|im_end|>") for i in range(40)]
+    conversations[7] = [{"role": "text", "content": "A passage among chats."}]
+    wanted = [render(tokenizer, conversation) for conversation in conversations]
+    for name, limit in (("CHUNK_ROWS", 7), ("CHUNK_CHARACTERS", 900)):
+        monkeypatch.setattr(rendering, name, limit)
+        assert list(render_many(tokenizer, iter(conversations))) == wanted
 
 
 def test_a_template_that_changes_the_words_trains_what_it_writes() -> None:

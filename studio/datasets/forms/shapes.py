@@ -59,7 +59,11 @@ def _turns(row: Row, column: str, dialect: Dialect, found: Findings) -> Conversa
 
 
 def _read_messages(row: Row, columns: Columns, found: Findings) -> Conversation:
-    return _turns(row, columns["messages"], OPENAI, found)
+    column = columns["messages"]
+    turns = row.get(column)
+    if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], dict) and turns[0].get("role") == TEXT:
+        return [{"role": TEXT, "content": read_text(turns[0].get("content"), f"{column}[0].content")}]
+    return _turns(row, column, OPENAI, found)
 
 
 def _read_conversations(row: Row, columns: Columns, found: Findings) -> Conversation:

@@ -30,7 +30,7 @@ from studio.datasets.reading.yaml_rows import read_yaml
 from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput
 
-__all__ = ["SUFFIXES", "Limits", "pasted_suffix", "read_files", "read_rows"]
+__all__ = ["SUFFIXES", "Limits", "pasted_suffix", "read_files"]
 
 
 def _read_lines_or_array(text: Text) -> Rows:
@@ -134,21 +134,3 @@ def _looks_like_table(lines: list[str], delimiter: str) -> bool:
     except csv.Error:
         return False
     return len(rows[1]) == len(names) or '"' in lines[1]
-
-
-def read_rows(path: Path, max_bytes: int) -> Iterator[SourceRow]:
-    """Yield the rows of one JSONL, JSON or CSV file in UTF-8, up to the first that is wrong.
-
-    Raises:
-        InvalidInput: the file as a whole is refused. RowError: a row is wrong; those before it have been yielded.
-    """
-    endings = (".jsonl", ".json", ".csv")
-    if path.is_file() and path.suffix.lower() not in endings:
-        raise InvalidInput(f"The file {path.name!r} ends in {path.suffix.lower() or 'nothing'}; give a {', '.join(endings)} file.")
-    notices: list[str] = []
-    for row in read_files([path], Limits(max_bytes), notices):
-        if notices:  # nobody would hear of it here
-            raise InvalidInput(notices[0])
-        if isinstance(row, RowError):
-            raise row
-        yield row

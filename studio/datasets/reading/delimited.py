@@ -121,12 +121,16 @@ def _find_delimiter(text: Text) -> tuple[str, int]:
     first = sample.split("\n", 1)[0].strip()
     if first.lower().startswith("sep=") and len(first) == 5:
         return first[4], 1
-    usual = "\t" if text.document.suffix == ".tsv" else ","
-    candidates = sorted(DELIMITERS, key=lambda d: d != usual)
-    return max(candidates, key=lambda d: _fitness(sample, d, whole)), 0
+    tabs = text.document.suffix == ".tsv"  # which settles it between two that explain the rows as well
+
+    def fitness(delimiter: str) -> tuple[float, bool, int]:
+        share, cells = _fitness(sample, delimiter, whole)
+        return share, tabs and delimiter == "\t" and cells > 1, cells
+
+    return max(DELIMITERS, key=fitness), 0
 
 
-def _fitness(sample: str, delimiter: str, whole: bool) -> tuple[float, float]:
+def _fitness(sample: str, delimiter: str, whole: bool) -> tuple[float, int]:
     """How well a delimiter explains the first rows: the share that has as many cells as the header, then how many."""
     rows: list[int] = []
     reader = csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter)
@@ -135,5 +139,5 @@ def _fitness(sample: str, delimiter: str, whole: bool) -> tuple[float, float]:
     if not whole and 1 < len(rows) < SAMPLE_ROWS:
         rows.pop()  # cut in the middle
     if not rows or rows[0] < 2:
-        return (-1.0, 0.0)
-    return (sum(cells == rows[0] for cells in rows) / len(rows), min(rows[0], 100))
+        return -1.0, 0
+    return sum(cells == rows[0] for cells in rows) / len(rows), rows[0]

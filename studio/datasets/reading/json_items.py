@@ -7,7 +7,7 @@ import orjson
 from studio.datasets.reading.choice import choose_list
 from studio.datasets.reading.documents import Rows
 from studio.datasets.reading.json_lines import KIND, describe, read_json_lines
-from studio.datasets.reading.json_scanner import BrokenJson, Scanner
+from studio.datasets.reading.json_scanner import BETWEEN, BrokenJson, Scanner
 from studio.datasets.reading.places import excerpt
 from studio.datasets.reading.text import Text
 from studio.datasets.rows import RowError, SourceRow
@@ -81,8 +81,11 @@ def _item(scanner: Scanner, file: str) -> SourceRow | RowError:
     try:
         return SourceRow(line, orjson.loads(value), file)
     except orjson.JSONDecodeError as error:
-        ends = not value or not _is_balanced(value)
-        return describe(error, value or scanner.rest()[:1], line, column, file, FIX, ends)
+        if not value:
+            shown = excerpt(scanner.rest()[:400].decode("utf-8", "replace"))
+            problem = f"this is not valid JSON (a row should stand here, column {column})"
+            return RowError(line, "", problem, FIX, kind=KIND, column=column, excerpt=shown, file=file, ends=True)
+        return describe(error, value, line, column, file, FIX, ends=not _is_balanced(value))
 
 
 def _explain(broken: BrokenJson, line: int, column: int, file: str) -> RowError:
@@ -101,8 +104,6 @@ def _explain(broken: BrokenJson, line: int, column: int, file: str) -> RowError:
 
 def _is_balanced(value: bytes) -> bool:
     """Whether each bracket is closed by its own kind, so that the next item begins where it seems to."""
-    from studio.datasets.reading.json_scanner import BETWEEN
-
     closing, stack, at = {b"{": b"}", b"[": b"]"}, [], 0
     while True:
         match = BETWEEN.match(value, at)
@@ -241,6 +242,8 @@ def _read_sequence(text: Text) -> Rows:
         scanner = Scanner(stream, text.document.limits.row_bytes)
         while scanner.peek():
             row = _item(scanner, file)
+            if isinstance(row, RowError):  # without commas nothing says where the next value begins
+                row.ends = True
             yield row
-            if isinstance(row, RowError) and row.ends:
+            if isinstance(row, RowError):
                 return

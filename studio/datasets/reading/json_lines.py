@@ -22,11 +22,19 @@ def read_json_lines(text: Text) -> Rows:
         for number, line in enumerate(stream, 1):
             try:
                 value = loads(line)
-            except orjson.JSONDecodeError as error:
+            except orjson.JSONDecodeError:
                 if line.strip():
-                    yield describe(error, line, number, 1, file, "write one JSON object on each line")
+                    yield _wrong_line(line.rstrip(), number, file)
             else:
                 yield SourceRow(number, value, file)
+
+
+def _wrong_line(line: bytes, number: int, file: str) -> RowError:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError as error:  # again, without the line's end, which would put the fault on the next line
+        return describe(error, line, number, 1, file, "write one JSON object on each line")
+    return RowError(number, "", "this line ends in something that is not JSON", "delete it", kind=KIND, file=file)
 
 
 def describe(error: orjson.JSONDecodeError, value: bytes, line: int, column: int, file: str, fix: str, ends: bool = False) -> RowError:
@@ -35,6 +43,8 @@ def describe(error: orjson.JSONDecodeError, value: bytes, line: int, column: int
     at_column = error.colno + (column - 1 if error.lineno == 1 else 0)
     shown = value.decode("utf-8", "replace").split("\n")[error.lineno - 1 : error.lineno]
     problem = f"this is not valid JSON ({error.msg}, column {at_column})"
+    if error.doc[error.pos : error.pos + 1] == "\n" and "control" in error.msg:
+        problem = f"this is not valid JSON (a quote is missing, or a line ends inside a text, column {at_column})"
     if "surrogate" in error.msg:
         problem, fix = "this holds half of a character (a lone surrogate)", "write the whole character"
     if "depth" in error.msg or "recursion" in error.msg:

@@ -8,10 +8,12 @@ from typing import BinaryIO
 
 CHUNK = 1 << 18
 DEPTH = 1000
-# All up to the next bracket, whole strings included. A string of JSON never holds a line end as it is, so a missing
-# quote is found on its own line.
-BETWEEN = re.compile(rb'[^"{}\[\]]*+(?:"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"[^"{}\[\]]*+)*+')
+# A string of JSON never holds a line end as it is, so a missing quote is found on its own line.
 STRING = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"')
+FLAT = rb'[^"{}\[\]]*+(?:' + STRING.pattern + rb'[^"{}\[\]]*+)*+'
+ONE_DEEP = FLAT + rb"(?:(?:\{" + FLAT + rb"\}|\[" + FLAT + rb"\])" + FLAT + rb")*+"
+# All up to the next bracket that does not close again two levels deep: most of a row at once.
+BETWEEN = re.compile(FLAT + rb"(?:(?:\{" + ONE_DEEP + rb"\}|\[" + ONE_DEEP + rb"\])" + FLAT + rb")*+")
 BROKEN_STRING = re.compile(rb'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+\\?\n')
 SCALAR = re.compile(rb"[^,:\[\]{}\s]*+")
 SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -32,30 +34,38 @@ class BrokenJson(Exception):
 class Scanner:
     """A position in a stream of UTF-8 bytes.
 
-    `line` and `column` (in characters), both from 1, belong to the position as of the last call of `peek`.
+    `line` and `column` (in characters) are those of the position, both from 1.
     """
 
     def __init__(self, stream: BinaryIO, row_bytes: int) -> None:
         self._stream, self._row_bytes = stream, row_bytes
         self._buffer, self._at, self._counted, self._ended = b"", 0, 0, False
-        self.line, self._line_start = 1, 0
-        self._before = 0  # characters of the current line that are no longer in the buffer
+        self._line, self._column = 1, 1
         self.broken = False  # set by whoever found that nothing behind the position can be trusted
+
+    @property
+    def line(self) -> int:
+        """Of the position, from 1."""
+        self._count()
+        return self._line
 
     @property
     def column(self) -> int:
         """Of the position, in characters from 1."""
-        return self._before + len(self._buffer[self._line_start : self._at].decode("utf-8", "replace")) + 1
+        self._count()
+        return self._column
 
     def peek(self) -> bytes:
         """The next byte that is not white space, empty at the end of the text."""
+        byte = self._buffer[self._at : self._at + 1]
+        if byte not in b" \t\r\n":
+            return byte
         while True:
             match = SPACE.match(self._buffer, self._at)
             assert match is not None
             self._at = match.end()
             if self._at < len(self._buffer) or not self._read():
                 break
-        self._count()
         return self._buffer[self._at : self._at + 1]
 
     def take(self) -> None:
@@ -92,6 +102,8 @@ class Scanner:
         if not depth and first not in (b"{", b"["):
             return self._end_of(SCALAR)
         at = self._at
+        if not depth:
+            depth, at = 1, at + 1
         while True:
             match = BETWEEN.match(self._buffer, at)
             assert match is not None
@@ -124,7 +136,6 @@ class Scanner:
             raise BrokenJson("a quote is missing", self._buffer[self._at : match.end()])
         if not keep:
             self._at = at
-            self._count()
         behind = at - self._at
         if not self._read():
             raise BrokenJson("unexpected end of the text", self._buffer[self._at :])
@@ -140,18 +151,19 @@ class Scanner:
         if self._ended:
             return False
         self._count()
-        self._before = self.column - 1
         left = self._buffer[self._at :]
         # Twice as much each time, so that a long value is looked through a few times only.
         chunk = self._stream.read(min(max(CHUNK, len(left)), max(self._row_bytes - len(left), 0) + CHUNK))
         self._ended = not chunk
-        self._buffer, self._at, self._counted, self._line_start = left + chunk, 0, 0, 0
+        self._buffer, self._at, self._counted = left + chunk, 0, 0
         return not self._ended
 
     def _count(self) -> None:
-        newlines = self._buffer.count(b"\n", self._counted, self._at)
+        """Bring line and column to the position; each byte is looked at once."""
+        newlines, start = self._buffer.count(b"\n", self._counted, self._at), self._counted
         if newlines:
-            self.line += newlines
-            self._line_start = self._buffer.rfind(b"\n", self._counted, self._at) + 1
-            self._before = 0
+            self._line += newlines
+            self._column = 1
+            start = self._buffer.rfind(b"\n", start, self._at) + 1
+        self._column += len(self._buffer[start : self._at].decode("utf-8", "replace"))
         self._counted = self._at

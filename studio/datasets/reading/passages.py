@@ -26,13 +26,13 @@ def read_passages(text: Text) -> Rows:
     passage, start = "", 0
     for line, piece, heading in _paragraphs(text, markdown):
         if passage.strip() and (heading or len(passage) + len(piece) > PASSAGE_CHARACTERS):
-            yield SourceRow(start, {"text": passage.strip("\r\n")}, text.document.file)
+            yield SourceRow(start, {"text": passage.rstrip().lstrip("\n")}, text.document.file)
             passage = ""
-        if not passage:
-            start = line
+        if not passage.strip():
+            passage, start = "", line
         passage += piece
     if passage.strip():
-        yield SourceRow(start, {"text": passage.strip("\r\n")}, text.document.file)
+        yield SourceRow(start, {"text": passage.rstrip().lstrip("\n")}, text.document.file)
 
 
 def _paragraphs(text: Text, markdown: bool) -> Iterator[Piece]:

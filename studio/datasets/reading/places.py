@@ -16,5 +16,6 @@ def excerpt(text: str, column: int = 0) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with everything of Unicode's category C (control, format, surrogate, unassigned) replaced."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in text)
+    """The text with everything replaced that is control, format, half a character, unassigned or an end of a line."""
+    categories = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in categories else c for c in text)

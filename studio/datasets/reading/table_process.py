@@ -90,11 +90,23 @@ def read_sheet(path: str, max_columns: int, printer: Printer) -> None:
 def rows_of(sheet: Any, first: int = 1) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """The rows of a sheet with their numbers, some at a time."""
     batch = sheet.to_arrow()
+    columns = [without_midnights(column) for column in batch.columns]
     number = first
     for start in range(0, batch.num_rows, BATCH_ROWS):
-        for cells in zip(*(column.to_pylist() for column in batch.slice(start, BATCH_ROWS).columns), strict=True):
+        for cells in zip(*(column.slice(start, BATCH_ROWS).to_pylist() for column in columns), strict=True):
             yield number, cells
             number += 1
+
+
+def without_midnights(column: Any) -> Any:
+    """A column of times that are all midnight as dates, which is what a workbook shows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_timestamp(column.type):
+        return column
+    days = column.cast(pa.date32(), safe=False)
+    return days if pc.all(pc.equal(days.cast(column.type), column)).as_py() else column
 
 
 def check_columns(names: Any, limit: int) -> None:
@@ -128,7 +140,7 @@ def run(suffix: str, path: str, max_columns: int, out: BinaryIO) -> None:
     except BrokenPipeError:
         raise
     except BaseException as error:  # noqa: BLE001  (the readers are not Python's; their panics are no Exception)
-        what = " ".join(str(error).split())[:200] or type(error).__name__
+        what = " ".join(str(error).split("Context:")[0].replace(path, "the file").split())[:200] or type(error).__name__
         printer.say({"refused": f"cannot be read as {suffix} ({what}); it is damaged or of another kind. Save it again, or as CSV."})
 
 

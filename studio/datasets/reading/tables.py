@@ -41,6 +41,10 @@ def read_table(document: Document) -> Rows:
         for message in messages:
             if isinstance(message, list):
                 line, cells = message
+                if len(cells) != len(columns):  # a damaged workbook can hold rows that are wider than its header
+                    raise document.refuse(
+                        f"is damaged: row {line} has {len(cells)} cells and the header has {len(columns)}; save it again."
+                    )
                 yield SourceRow(line, dict(zip(columns, cells, strict=True)), document.file)
             elif "columns" in message:
                 columns = named_columns(document, message["columns"], message["line"])

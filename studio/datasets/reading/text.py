@@ -134,7 +134,8 @@ def examine(document: Document) -> Text | None:
         wrong = ""
         for piece in pieces:
             if b"\0" in piece:
-                raise document.refuse(f"is not text: line {lines.number} holds a NUL byte; give a text file, or one with the right ending.")
+                line = lines.place(piece, piece.index(b"\0"))[0]
+                raise document.refuse(f"is not text: line {line} holds a NUL byte; give a text file, or one with the right ending.")
             wrong = wrong or _not_utf8(decoder, piece, lines)
             something = something or not piece.isspace()
             lines.feed(piece)

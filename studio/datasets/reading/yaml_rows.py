@@ -146,7 +146,7 @@ def _plain(node: Any) -> Any:
         return [_plain(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
         return {key.value if isinstance(key, yaml.ScalarNode) else str(_plain(key)): _plain(value) for key, value in node.value}
-    if node.style is not None:
+    if node.style:  # quoted, or a block
         return node.value
     if node.value in WORDS:
         return WORDS[node.value]

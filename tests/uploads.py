@@ -1,0 +1,17 @@
+"""Files as people upload them."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def pair(number: int) -> dict[str, Any]:
+    """A row of the form prompt-completion."""
+    return {"prompt": f"Question {number}", "completion": f"Answer {number}"}
+
+
+def jsonl(path: Path, rows: Iterable[object]) -> Path:
+    """Write rows, one JSON value a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
