@@ -25,6 +25,7 @@ SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 README_PROMPT = "What should I cook tonight?"
 SETTLE_MS = 1500
 TRAIN_MS = 1_800_000
+REPORT_MS = 120_000
 
 
 def take_all(browser: Browser, url: str, out: Path) -> None:
@@ -35,12 +36,28 @@ def take_all(browser: Browser, url: str, out: Path) -> None:
             for name in TABS:
                 open_tab(page, url, name, theme)
                 if name == "Datasets":
-                    page.locator("#dataset-library .as-row").first.click()
+                    take_datasets(page, out, f"{size}-{theme}")
                 page.wait_for_timeout(SETTLE_MS)
                 path = out / f"{name.lower()}-{size}-{theme}.png"
                 page.screenshot(path=path, full_page=True)
                 print(path)
             page.close()
+
+
+def take_datasets(page: Page, out: Path, kind: str) -> None:
+    """The views of the Datasets tab but the report, which is left open."""
+    page.locator("#dataset-library .as-row").first.wait_for()
+    page.screenshot(path=out / f"datasets-add-{kind}.png", full_page=True)
+    page.locator("#dataset-library .as-row").first.click()
+    page.locator("#dataset-view").get_by_text("Loss mask").click()
+    page.locator("#dataset-preview .as-tokens").first.wait_for()
+    page.screenshot(path=out / f"datasets-mask-{kind}.png", full_page=True)
+    for view in ("Change", "Versions"):
+        page.locator("#dataset-views").get_by_role("tab", name=view).click()
+        page.wait_for_timeout(SETTLE_MS)
+        page.screenshot(path=out / f"datasets-{view.lower()}-{kind}.png", full_page=True)
+    page.locator("#dataset-report-start").click()
+    page.locator("#dataset-report .as-report").wait_for(timeout=REPORT_MS)
 
 
 def take_readme(browser: Browser, url: str) -> None:

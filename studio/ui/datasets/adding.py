@@ -218,7 +218,9 @@ class Events:
     def _look(self, filled: Filled, options: Options) -> dict[Any, Any]:
         adding = self.adding
         if filled.source == HUB or not filled.is_there:
-            return {adding.look: "", adding.seen: _seen(options.form, {}, []), **self._form(options.form, [], {})}
+            form = gr.Dropdown(choices=show_adding.form_choices([]), value=options.form)
+            seen = _seen(options.form, options.mapping, [])
+            return {adding.look: "", adding.seen: seen, **self._form(options.form, [], options.mapping), adding.form: form}
         try:
             found = self._inspect(filled, options)
         except StudioError as error:
