@@ -56,6 +56,7 @@ def take_datasets(page: Page, out: Path, kind: str) -> None:
         page.locator("#dataset-views").get_by_role("tab", name=view).click()
         page.wait_for_timeout(SETTLE_MS)
         page.screenshot(path=out / f"datasets-{view.lower()}-{kind}.png", full_page=True)
+    page.locator("#dataset-views").get_by_role("tab", name="Report").click()
     page.locator("#dataset-report-start").click()
     page.locator("#dataset-report .as-report").wait_for(timeout=REPORT_MS)
 

@@ -1,6 +1,7 @@
 """The Datasets tab's fragments as values: escaping, numbers, the table of wrong rows, the loss mask, the report."""
 
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -18,10 +19,11 @@ from studio.errors import InvalidInput
 from studio.outlook import Expected, Outlook
 from studio.training.memory import Estimate
 from studio.ui.datasets import show_adding, show_library, show_report, show_rows
-from studio.ui.datasets.adding import MOST_ROLES, Filled
 from studio.ui.datasets.changing import parse_weights
+from studio.ui.datasets.filled import MOST_ROLES, Filled
 from studio.ui.datasets.rows import parse_turns
 from studio.ui.datasets.show_rows import MASK, RAW, ShownRow
+from studio.ui.work import Work
 
 NOW = 1_800_000_000.0
 EVIL = '<img src=x onerror="alert(1)">&'
@@ -248,6 +250,35 @@ def test_the_histogram_has_a_bar_for_each_bin_and_a_line_where_it_cuts() -> None
 def test_progress_says_what_how_far_and_how_long() -> None:
     assert words(show_report.progress(0.42, "reading rows", 75)) == "Reading rows 42 %, 1 min 15 s"
     assert "as-bar-busy" in show_report.progress(None, "making it", 2)
+
+
+def test_work_tells_how_far_it_is_hands_on_what_came_of_it_and_can_be_stopped() -> None:
+    def until_stopped(work: Work[str]) -> str:
+        work.tell(0.5, "waiting")
+        while not work.is_stopped():
+            time.sleep(0.01)
+        return "made"
+
+    work = Work(until_stopped)
+    share, what, seconds = next(told := work.watch())
+    assert (share, what) in ((0.5, "waiting"), (None, "starting")) and seconds >= 0
+    work.stop()
+    list(told)
+    assert work.result() == "made"
+
+
+def test_work_that_nobody_watches_any_longer_stops_and_an_error_is_raised_where_it_is_asked_for() -> None:
+    def fail(work: Work[str]) -> str:
+        while not work.is_stopped():
+            time.sleep(0.01)
+        raise InvalidInput("no")
+
+    work = Work(fail)
+    watched = work.watch()
+    next(watched)
+    watched.close()
+    with pytest.raises(InvalidInput, match="no"):
+        work.result()
 
 
 def filled(form: str, seen: dict[str, object], *roles: str) -> Filled:

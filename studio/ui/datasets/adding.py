@@ -1,8 +1,8 @@
 """Add a dataset: choose where it comes from, see at once what it would become, correct that, add it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -14,7 +14,8 @@ from studio.datasets.reading import SUFFIXES
 from studio.errors import StudioError
 from studio.ui import present
 from studio.ui.datasets import show_adding, show_report
-from studio.ui.page import html
+from studio.ui.datasets.filled import FILES, HUB, MOST_ROLES, NOT_THERE, PASTE, SOURCES, Filled
+from studio.ui.page import QUIET, html
 from studio.ui.present import hint
 from studio.ui.work import Work
 
@@ -23,15 +24,12 @@ if TYPE_CHECKING:
     from studio.datasets.ingest import Inspection
     from studio.services import Studio
 
-FILES, PASTE, HUB = "files", "paste", "hub"
-SOURCES = [("Files", FILES), ("Paste", PASTE), ("Hugging Face Hub", HUB)]
-MOST_ROLES = max(len(form.roles) for form in FORMS.values())
-NOT_THERE = {
-    FILES: "Choose a file first.",
-    PASTE: "Paste some rows first.",
-    HUB: "Name the dataset first, such as owner/name.",
-}
 KINDS = ", ".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+
+# In the browser, so that it never comes after what somebody types meanwhile.
+SUGGEST_NAME = (
+    "(files, name) => name.trim() || !files || !files.length ? name : files[0].orig_name.replace(/(\\.[A-Za-z0-9]{1,7}){1,2}$/, '')"
+)
 
 
 @dataclass(frozen=True)
@@ -72,55 +70,6 @@ class Adding:
         """What was filled in, in the order of `Filled`."""
         sources = [self.source, self.upload, self.paste, self.repository, self.revision]
         return [*sources, self.name, self.form, self.system, self.seen, *self.roles]
-
-
-@dataclass(frozen=True)
-class Filled:
-    """What was filled in. `seen` is what the last look found: the form that was taken, and the columns."""
-
-    source: str
-    upload: list[str] | None
-    paste: str
-    repository: str
-    revision: str
-    name: str
-    form: str
-    system: str
-    seen: dict[str, Any]
-    roles: tuple[str | None, ...] = field(default_factory=tuple)
-
-    @classmethod
-    def of(cls, values: tuple[Any, ...]) -> "Filled":
-        """From the values of `Adding.filled`."""
-        plain = len(values) - MOST_ROLES
-        source, upload, paste, repository, revision, name, form, system, seen = values[:plain]
-        return cls(source, upload, paste, repository, revision, name, form, system, seen, tuple(values[plain:]))
-
-    @property
-    def paths(self) -> list[Path]:
-        """The uploaded files."""
-        return [Path(path) for path in self.upload or []]
-
-    @property
-    def is_there(self) -> bool:
-        """Whether there is anything to add."""
-        return bool({FILES: self.upload, PASTE: self.paste.strip(), HUB: self.repository.strip()}[self.source])
-
-    def options(self, drop: bool = False) -> Options:
-        """How the files are to be read; columns are named only where a form was chosen."""
-        return Options(self.form, self.mapping(self.form), self.system, drop)
-
-    def mapping(self, form: str) -> dict[str, str]:
-        """The columns of a form's roles. An optional role without one is left out; a required one is found again."""
-        if form not in FORMS or form != self.seen.get("form"):
-            return {}
-        chosen = zip(FORMS[form].roles, self.roles, strict=False)
-        return {role.name: column or "" for role, column in chosen if column or not role.required}
-
-    def label(self) -> str:
-        """The name, or the file's or repository's own."""
-        first = self.paths[0].name.split(".")[0] if self.paths else ""
-        return self.name.strip() or {FILES: first, PASTE: "Pasted rows", HUB: self.repository.rpartition("/")[2]}[self.source]
 
 
 def build() -> Adding:
@@ -344,3 +293,21 @@ def cleared(adding: Adding) -> dict[Any, Any]:
         adding.form: gr.Dropdown(choices=show_adding.form_choices([]), value="auto"),
         adding.more: gr.Accordion(open=False),
     }
+
+
+def wire(form: Adding, studio: "Studio", message: Any, chosen: Any) -> list[Any]:
+    """Bind the form's events; returns those after which `message` and `chosen` say what was added."""
+    events = Events(studio, form)
+    anew: dict[str, Any] = {"fn": events.look_anew, "inputs": form.filled, "outputs": form.changed, **QUIET}
+    again: dict[str, Any] = {"fn": events.look_again, "inputs": form.filled, "outputs": form.changed, **QUIET}
+    form.source.input(events.choose_source, form.source, list(form.groups.values()), **QUIET).then(**anew)
+    form.upload.change(None, [form.upload, form.name], form.name, js=SUGGEST_NAME, **QUIET)
+    form.upload.change(**anew)
+    form.paste.change(trigger_mode="always_last", **anew)
+    form.form.input(events.look_as, form.filled, form.changed, **QUIET)
+    gr.on([role.input for role in form.roles], trigger_mode="always_last", **again)
+    form.system.blur(**again)
+    form.stop.click(lambda: closed(form), None, [form.filling, form.trouble, form.table], **QUIET)
+    outputs = [message, chosen, *form.changed]
+    adds = ((form.add, False), (form.leave_out, True))
+    return [pressed.click(partial(events.add, message, chosen, drop=drop), form.filled, outputs, **QUIET) for pressed, drop in adds]

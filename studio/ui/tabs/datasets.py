@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from studio.services import Studio
 
 ROWS, REPORT, CHANGE, VERSIONS = "rows", "report", "change", "versions"
-# In the browser, so that it never comes after what somebody types meanwhile.
-SUGGEST_NAME = (
-    "(files, name) => name.trim() || !files || !files.length ? name : files[0].orig_name.replace(/(\\.[A-Za-z0-9]{1,7}){1,2}$/, '')"
-)
 SHOW_MESSAGE = "() => document.querySelector('#dataset-message')?.scrollIntoView({block: 'nearest'})"
 SHOW_EDITOR = "() => document.querySelector('#dataset-editor')?.scrollIntoView({block: 'nearest'})"
 # On a phone the pane lies under the list.
@@ -184,8 +180,8 @@ class _Events:
 
     def save_row(self, chosen: str, editing: list[Any], as_json: str, *boxes: str) -> dict[Any, Any]:
         """Make a version with the edited row."""
-        record = self.studio.datasets.get(chosen)
         try:
+            record = self.studio.datasets.get(chosen)
             made = self.rows.save(record, editing, as_json, *boxes)
         except StudioError as error:
             return rows.failed(self.tab.rows, error)
@@ -233,7 +229,9 @@ class _Events:
 
     def ask(self, chosen: str) -> tuple[Any, str]:
         """Ask before it is deleted."""
-        record = self.studio.datasets.get(chosen)
+        record = self.find(chosen)
+        if record is None:
+            return gr.Column(visible=False), ""
         versions = self.studio.datasets.versions(record.name)
         learned = self.learned_from([version.id for version in versions])
         return gr.Column(visible=True), show_library.delete_question(
@@ -302,25 +300,9 @@ def _wire_actions(page: Page, events: _Events, show: dict[str, Any]) -> None:
 
 
 def _wire_adding(tab: DatasetsTab, studio: "Studio", show: dict[str, Any]) -> None:
-    form = tab.adding
-    events = adding.Events(studio, form)
-    anew: dict[str, Any] = {"fn": events.look_anew, "inputs": form.filled, "outputs": form.changed, **QUIET}
-    again: dict[str, Any] = {"fn": events.look_again, "inputs": form.filled, "outputs": form.changed, **QUIET}
-    form.source.input(events.choose_source, form.source, list(form.groups.values()), **QUIET).then(**anew)
-    form.upload.change(None, [form.upload, form.name], form.name, js=SUGGEST_NAME, **QUIET)
-    form.upload.change(**anew)
-    form.paste.change(trigger_mode="always_last", **anew)
-    form.form.input(events.look_as, form.filled, form.changed, **QUIET)
-    gr.on([role.input for role in form.roles], trigger_mode="always_last", **again)
-    form.system.blur(**again)
-    outputs = [tab.message, tab.chosen, *form.changed]
-    for pressed, drop in ((form.add, False), (form.leave_out, True)):
-        call = partial(events.add, tab.message, tab.chosen, drop=drop)
-        added = pressed.click(call, form.filled, outputs, **QUIET)
-        added.then(lambda: (0, {}), None, [tab.rows.offset, tab.rows.views], **QUIET).then(**show).then(
-            None, None, None, js=SHOW_MESSAGE, **QUIET
-        )
-    form.stop.click(lambda: adding.closed(form), None, [form.filling, form.trouble, form.table], **QUIET)
+    for added in adding.wire(tab.adding, studio, tab.message, tab.chosen):
+        first = added.then(lambda: (0, {}), None, [tab.rows.offset, tab.rows.views], **QUIET)
+        first.then(**show).then(None, None, None, js=SHOW_MESSAGE, **QUIET)
 
 
 def _wire_rows(tab: DatasetsTab, events: _Events, show: dict[str, Any]) -> None:
