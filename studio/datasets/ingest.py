@@ -10,9 +10,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from studio.datasets.blocks import PlainBlock, plain_blocks
 from studio.datasets.errors import BadRows, ErrorLog
 from studio.datasets.forms import Conversation, Fit, RowReader, choose_form, find_forms
-from studio.datasets.reading import Limits, read_files
+from studio.datasets.reading import LineBlock, Limits, read_blocks, read_files
 from studio.datasets.rows import RowError, SourceRow
 from studio.datasets.store import RowWriter
 from studio.errors import InvalidInput
@@ -20,6 +21,7 @@ from studio.errors import InvalidInput
 LOOKED_AT = 256  # rows from which the form is told
 TOLD_EVERY = 5_000  # rows between two words on the progress
 Counted = Callable[[int], None]  # rows so far
+Item = SourceRow | RowError | LineBlock
 
 
 def uncounted(_rows: int) -> None:
@@ -87,14 +89,13 @@ def ingest(paths: Sequence[Path], options: Options, limits: Limits, target: Path
     notices: list[str] = []
     errors, forms, adapted = ErrorLog(), set[str](), list[str]()
     with RowWriter(target) as writer:
-        for _, rows in groupby(read_files(paths, limits, notices), key=attrgetter("file")):
-            source = _right(rows, errors)
-            head = list(islice(source, LOOKED_AT))
+        for _, items in groupby(read_blocks(paths, limits, notices), key=attrgetter("file")):
+            head, rest = _take_head(items, errors)
             if not head:
                 continue
             fit = choose_form([row.value for row in head], options.form, options.mapping)
             reader = RowReader(fit, options.system)
-            _write(chain(head, source), reader, writer, errors, progress)
+            _write(chain(head, rest, plain_blocks(items, reader.plain_column)), reader, writer, errors, progress)
             forms.add(fit.form)
             adapted += reader.notices
     errors.put_in_order()
@@ -103,6 +104,18 @@ def ingest(paths: Sequence[Path], options: Options, limits: Limits, target: Path
     if not writer.rows:
         raise InvalidInput(f"There are no rows in {', '.join(path.name for path in paths)}; add at least one example.")
     return Ingested(" + ".join(sorted(forms)), writer.rows, writer.turns, writer.content_hash, notices + adapted, errors)
+
+
+def _take_head(items: Iterator[Item], errors: ErrorLog) -> tuple[list[SourceRow], Iterator[SourceRow]]:
+    """The first rows that could be read, at most `LOOKED_AT`, and the rest of the block in which they end."""
+    head: list[SourceRow] = []
+    rest: Iterator[SourceRow] = iter(())
+    for item in items:
+        rest = _right(item.rows() if isinstance(item, LineBlock) else (item,), errors)
+        head += islice(rest, LOOKED_AT - len(head))
+        if len(head) == LOOKED_AT:
+            break
+    return head, rest
 
 
 def _right(rows: Iterable[SourceRow | RowError], errors: ErrorLog) -> Iterator[SourceRow]:
@@ -114,14 +127,22 @@ def _right(rows: Iterable[SourceRow | RowError], errors: ErrorLog) -> Iterator[S
             yield row
 
 
-def _write(rows: Iterable[SourceRow], reader: RowReader, writer: RowWriter, errors: ErrorLog, progress: Counted) -> None:
-    for number, row in enumerate(rows):
+def _write(
+    items: Iterable[SourceRow | RowError | PlainBlock], reader: RowReader, writer: RowWriter, errors: ErrorLog, progress: Counted
+) -> None:
+    for number, item in enumerate(items):
+        if isinstance(item, PlainBlock):
+            writer.add_block(item)
+            progress(writer.rows)
+            continue
         try:
-            conversation, extra = reader(row)
+            if isinstance(item, RowError):
+                raise item
+            conversation, extra = reader(item)
         except RowError as error:
             errors.add(error)
         else:
-            writer.add(conversation, extra, row.line, row.file)
+            writer.add(conversation, extra, item.line, item.file)
         if number % TOLD_EVERY == 0:
             progress(writer.rows)
 

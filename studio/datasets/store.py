@@ -1,10 +1,9 @@
 """Rows of a dataset in Arrow: written in one pass, opened in a moment, read a page at a time.
 
 Beside the conversation stands what else the row had (`extra`, as JSON), and the place that it came from. The content hash is
-SHA-256 over one line of JSON a row, of the conversation and what else there is; the place is no part of it.
+of the conversations and of what else there is; the place is no part of it.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +11,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from studio.datasets.blocks import PlainBlock
+from studio.datasets.content_hash import ContentHash
 from studio.datasets.forms import Conversation
 
 ROWS_FILE = "rows.arrow"
-BATCH_ROWS, BATCH_BYTES = 1_000, 4 * 2**20
+BATCH_ROWS, BATCH_CHARACTERS = 1_000, 4 * 2**20
 
 
 class StoredRow(NamedTuple):
@@ -42,7 +43,7 @@ class RowWriter:
 
         self._pa = pa
         self.rows = self.turns = 0
-        self._digest = hashlib.sha256()
+        self._hash = ContentHash()
         self._turn = pa.struct([("role", pa.string()), ("content", pa.string())])
         plain = [("extra", pa.string()), ("line", pa.int64()), ("file", pa.string())]
         self._schema = pa.schema([("messages", pa.list_(self._turn)), *plain])
@@ -51,8 +52,7 @@ class RowWriter:
         self._start()
 
     def _start(self) -> None:
-        self._canonical: list[bytes] = []
-        self._bytes = 0
+        self._characters = 0
         self._ends, self._roles, self._contents = [0], list[str](), list[str]()
         self._extras, self._lines, self._files = list[str](), list[int](), list[str]()
 
@@ -62,46 +62,57 @@ class RowWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if kind is None:
-                self._flush()
+                self.flush()
                 self._writer.close()
         finally:
             self._sink.close()
 
     def add(self, conversation: Conversation, extra: Mapping[str, Any], line: int, file: str) -> None:
         """Append one row."""
-        canonical = orjson.dumps(conversation)
-        more = orjson.dumps(extra, option=orjson.OPT_SORT_KEYS) if extra else b""
-        self._canonical += (canonical, more, b"\n") if more else (canonical, b"\n")
         for turn in conversation:
+            content = turn["content"]
             self._roles.append(turn["role"])
-            self._contents.append(turn["content"])
+            self._contents.append(content)
+            self._characters += len(content)
+        more = orjson.dumps(extra, option=orjson.OPT_SORT_KEYS).decode() if extra else ""
         self._ends.append(len(self._roles))
-        self._extras.append(more.decode())
+        self._extras.append(more)
         self._lines.append(line)
         self._files.append(file)
-        self._bytes += len(canonical) + len(more)
-        if self._bytes > BATCH_BYTES or len(self._lines) >= BATCH_ROWS:
-            self._flush()
+        self._characters += len(more)
+        if self._characters > BATCH_CHARACTERS or len(self._lines) >= BATCH_ROWS:
+            self.flush()
 
-    def _flush(self) -> None:
+    def add_block(self, block: PlainBlock) -> None:
+        """Append the conversations of a block, which have nothing beside them."""
+        import numpy as np
+
+        self.flush()
+        rows, text = len(block.messages), self._pa.string()
+        extras, files = (self._pa.repeat(self._pa.scalar(value, text), rows) for value in ("", block.file))
+        self._write(block.messages, extras, np.arange(block.first_line, block.first_line + rows), files)
+
+    def flush(self) -> None:
+        """Write what `add` has kept back, so that `rows` and `turns` are complete."""
+        if not self._lines:
+            return
         pa = self._pa
         turns = pa.StructArray.from_arrays([pa.array(self._roles, pa.string()), pa.array(self._contents, pa.string())], ["role", "content"])
-        columns = [
-            pa.ListArray.from_arrays(pa.array(self._ends, pa.int32()), turns),
-            pa.array(self._extras, pa.string()),
-            pa.array(self._lines, pa.int64()),
-            pa.array(self._files, pa.string()),
-        ]
-        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
-        self._digest.update(b"".join(self._canonical))
-        self.rows += len(self._lines)
-        self.turns += len(self._roles)
+        messages = pa.ListArray.from_arrays(pa.array(self._ends, pa.int32()), turns)
+        self._write(messages, pa.array(self._extras, pa.string()), self._lines, pa.array(self._files, pa.string()))
         self._start()
+
+    def _write(self, messages: Any, extras: Any, lines: Any, files: Any) -> None:
+        columns = [messages, extras, self._pa.array(lines, self._pa.int64()), files]
+        self._writer.write_batch(self._pa.record_batch(columns, schema=self._schema))
+        self._hash.update(messages, extras)
+        self.rows += len(messages)
+        self.turns += len(messages.values)
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of all rows; complete once the writer is closed."""
-        return self._digest.hexdigest()
+        """The `ContentHash` of all rows; complete once the writer is closed."""
+        return self._hash.hexdigest()
 
 
 class RowStore:

@@ -59,6 +59,11 @@ class RowReader:
         except UnicodeEncodeError:
             raise InvalidInput("The system prompt holds half of a character (a lone surrogate); type it again.") from None
 
+    @property
+    def plain_column(self) -> str:
+        """The column of turns where a row with nothing else, written as OpenAI does, is taken as it stands; else empty."""
+        return "" if self._system else self._plain
+
     def __call__(self, row: SourceRow) -> tuple[Conversation, dict[str, Any]]:
         """The row's conversation and its extra fields: the columns that have no role here.
 

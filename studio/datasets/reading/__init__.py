@@ -19,9 +19,9 @@ from pathlib import Path
 
 from studio.datasets.reading.archives import Budget, unpack
 from studio.datasets.reading.delimited import read_delimited
-from studio.datasets.reading.documents import Document, Rows
+from studio.datasets.reading.documents import Document
 from studio.datasets.reading.json_items import is_array, read_json
-from studio.datasets.reading.json_lines import read_json_lines
+from studio.datasets.reading.json_lines import Items, LineBlock, read_json_lines
 from studio.datasets.reading.limits import Limits, megabytes
 from studio.datasets.reading.passages import read_passages
 from studio.datasets.reading.tables import read_table
@@ -30,17 +30,17 @@ from studio.datasets.reading.yaml_rows import read_yaml
 from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput
 
-__all__ = ["SUFFIXES", "Limits", "pasted_suffix", "read_files"]
+__all__ = ["SUFFIXES", "LineBlock", "Limits", "pasted_suffix", "read_blocks", "read_files"]
 
 
-def _read_lines_or_array(text: Text) -> Rows:
+def _read_lines_or_array(text: Text) -> Items:
     if is_array(text):
         text.document.tell("is not JSON Lines but JSON over several lines; it was read as that.")
         return read_json(text)
     return read_json_lines(text)
 
 
-TEXTS: dict[str, Callable[[Text], Rows]] = {
+TEXTS: dict[str, Callable[[Text], Items]] = {
     ".jsonl": _read_lines_or_array,
     ".ndjson": _read_lines_or_array,
     ".json": read_json,
@@ -63,6 +63,19 @@ def read_files(paths: Sequence[Path], limits: Limits, notices: list[str]) -> Ite
 
     Raises:
         InvalidInput: a file as a whole is refused. OutOfSpace: an archive could not be unpacked.
+    """
+    for item in read_blocks(paths, limits, notices):
+        if isinstance(item, LineBlock):
+            yield from item.rows()
+        else:
+            yield item
+
+
+def read_blocks(paths: Sequence[Path], limits: Limits, notices: list[str]) -> Items:
+    """As `read_files`, but JSON Lines come in blocks of lines that are not parsed yet.
+
+    Raises:
+        InvalidInput, OutOfSpace: as `read_files`.
     """
     if not paths:
         raise InvalidInput("There is no file to read; give at least one.")
@@ -99,7 +112,7 @@ def _checked(path: Path, limits: Limits, notices: list[str]) -> Document:
     return Document(path, path.name, suffix, limits, notices)
 
 
-def _read(document: Document) -> Rows | None:
+def _read(document: Document) -> Items | None:
     """The rows of a file that is no archive; None where it is empty."""
     if document.suffix in TABLES:
         return read_table(document) if document.path.stat().st_size else None

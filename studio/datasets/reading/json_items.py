@@ -6,7 +6,7 @@ import orjson
 
 from studio.datasets.reading.choice import choose_list
 from studio.datasets.reading.documents import Rows
-from studio.datasets.reading.json_lines import KIND, describe, read_json_lines
+from studio.datasets.reading.json_lines import KIND, Items, describe, read_json_lines
 from studio.datasets.reading.json_scanner import BETWEEN, BrokenJson, Scanner
 from studio.datasets.reading.places import excerpt
 from studio.datasets.reading.text import Text
@@ -16,8 +16,8 @@ FIX = "check commas, quotes and brackets here"
 TURNS = ({"role", "content"}, {"from", "value"})
 
 
-def read_json(text: Text) -> Rows:
-    """The rows of a JSON file, whatever it holds.
+def read_json(text: Text) -> Items:
+    """The rows of a JSON file, whatever it holds; those of JSON Lines in blocks.
 
     Raises:
         InvalidInput: several lists of an object could be meant, or a line of JSON Lines is too long.
@@ -196,7 +196,7 @@ def _keys(scanner: Scanner) -> Iterator[str]:
             raise BrokenJson("a comma is missing", scanner.rest()[:80])
 
 
-def _read_object(text: Text) -> Rows:
+def _read_object(text: Text) -> Items:
     outline = _Outline(text)
     if outline.lists and outline.next != b"{":
         key = choose_list(text.document, outline.lists)
