@@ -49,6 +49,7 @@ PROSE = {
 # How often a kind is drawn; those that a process of their own reads are counted apart.
 SHARES = {"jsonl": 30, "array": 12, "line": 6, "object": 8, "csv": 16, "tsv": 6, "txt": 4, "md": 4, "yaml": 3, "zip": 4, "gz": 7}
 SLOW = ("parquet", "xlsx")
+INNER = {"zip": "jsonl", "gz": "jsonl"}  # what an archive holds
 ENDINGS = {"array": "json", "line": "json", "object": "json", "gz": "jsonl.gz"}
 
 ODD: list[Any] = [
@@ -71,17 +72,26 @@ TOKENS += ["\u2028".encode(), "\u0085".encode(), b"```\n", b"# ", b"sep=;\n", b'
 
 @dataclass
 class Upload:
-    """One file: its name, its bytes, and, where it is an archive, the text of each member by its name for people."""
+    """One file.
+
+    Args:
+        texts: the text of the file, or of each member of an archive, by its name for people; nothing where the packed bytes
+        themselves are broken. kind: a key of `SHARES`. form: that of the valid rows from which it was made.
+    """
 
     name: str
     data: bytes
     texts: dict[str, bytes] = field(default_factory=dict)
+    kind: str = ""
+    form: str = ""
 
 
 def as_json(value: object) -> str:
     """One line of JSON: raw pieces as they are, half characters as escapes."""
     text = json.dumps(value, ensure_ascii=False)
-    if any("\ud800" <= sign <= "\udfff" for sign in text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         text = json.dumps(value)
     return re.sub(f'"{RAW}(.*?){RAW}"', lambda found: str(json.loads(f'"{found[1]}"')), text) if RAW in text else text
 
@@ -136,34 +146,28 @@ class Source:
     def __init__(self, draw: random.Random) -> None:
         self.draw = draw
 
-    def rows(self, kind: str) -> Rows:
-        """The rows of a form that such a file can hold."""
-        return FORMS[self.draw.choice(FLAT if kind in ("csv", "tsv", *SLOW) else tuple(FORMS))]
-
-    def broken(self, kind: str, rows: Rows) -> Upload:
-        """A file of these rows with one to three things wrong."""
+    def broken(self, kind: str) -> Upload:
+        """A file with one to three things wrong."""
         draw = self.draw
         if kind in PROSE:
-            return Upload(f"case.{kind}", self.bytes_of(PROSE[kind].encode()))
+            return Upload(f"case.{kind}", self.bytes_of(PROSE[kind].encode()), kind=kind)
+        form = draw.choice(FLAT if kind in ("csv", "tsv") else tuple(FORMS))
         by_value = draw.random() < 0.5
-        inner = {"zip": "jsonl", "gz": "jsonl"}.get(kind, kind)
-        if by_value:
-            rows = self.values_of(rows)
-        if kind in SLOW:
-            raise ValueError(kind)
-        text = as_text(inner, rows)
+        rows = self.values_of(FORMS[form]) if by_value else FORMS[form]
+        text = as_text(INNER.get(kind, kind), rows)
         outer = kind in ("zip", "gz") and not by_value and draw.random() < 0.6
         if not by_value and not outer:
             text = self.bytes_of(text)
         name = f"case.{ENDINGS.get(kind, kind)}"
         if kind == "gz":
             packed = gzip.compress(text, 1)
-            return Upload(name, self.bytes_of(packed) if outer else packed, {} if outer else {name: text})
+            return Upload(name, self.bytes_of(packed) if outer else packed, {} if outer else {name: text}, kind, form)
         if kind == "zip":
             members = {"a.jsonl": text, "b.csv": as_text("csv", FORMS["summary"]), "notes.png": b"x"}
             packed = pack(members)
-            return Upload(name, self.bytes_of(packed) if outer else packed, {} if outer else {f"{name}/{n}": t for n, t in members.items()})
-        return Upload(name, text, {name: text})
+            texts = {f"{name}/{member}": content for member, content in members.items()}
+            return Upload(name, self.bytes_of(packed) if outer else packed, {} if outer else texts, kind, form)
+        return Upload(name, text, {name: text}, kind, form)
 
     def values_of(self, rows: Rows) -> Rows:
         """Rows of which one or two have another structure."""
