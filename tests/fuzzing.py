@@ -198,7 +198,7 @@ class Source:
         if how == 0:
             del fields[key]
         elif how == 1:
-            fields[draw.choice(KEYS)] = draw.choice(ODD)
+            fields[draw.choice(KEYS)] = self._odd()
         elif how == 2:
             fields[draw.choice(KEYS)] = fields.pop(key)
         elif how == 3 and key in ("role", "from"):
@@ -206,7 +206,7 @@ class Source:
         elif how == 4 and isinstance(fields[key], str):
             fields[key] = self._text(fields[key])
         else:
-            fields[key] = draw.choice(ODD)
+            fields[key] = self._odd()
 
     def _change_item(self, items: list[Any], at: int) -> None:
         draw = self.draw
@@ -219,11 +219,14 @@ class Source:
             other = draw.randrange(len(items))
             items[at], items[other] = items[other], items[at]
         elif how == 3:
-            items.insert(at, draw.choice(ODD))
+            items.insert(at, self._odd())
         elif how == 4 and isinstance(items[at], str):
             items[at] = self._text(items[at])
         else:
-            items[at] = draw.choice(ODD)
+            items[at] = self._odd()
+
+    def _odd(self) -> Any:
+        return copy.deepcopy(self.draw.choice(ODD))
 
     def _text(self, text: str) -> str:
         odd = self.draw.choice([value for value in ODD if isinstance(value, str) and RAW not in value])
