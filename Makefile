@@ -24,8 +24,8 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit
 
-soak: $(VENV)/.dev  ## kill trainings ten times each, in every kind of adapter; some minutes
-	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py
+soak: $(VENV)/.dev  ## kill trainings ten times each, in every kind of adapter; upload a million broken files; an hour or so
+	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py tests/integration/test_upload_fuzz.py
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format .

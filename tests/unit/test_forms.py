@@ -451,6 +451,7 @@ NOTICES: list[tuple[str, object, str]] = [
     ("own prompt", {"prompt": "a", "chosen": said("a", "b"), "rejected": "c"}, "the prompt inside their turns"),
     ("passage", {"chosen": "b", "rejected": "c"}, "trained whole, as a passage"),
     ("transcript", {"chosen": "Human: a\n\nAssistant: b", "rejected": "c"}, "the marks Human: and Assistant: in one text"),
+    ("long number", {"prompt": "a", "completion": "b", "id": 1e20}, "a number beyond 64 bits beside the conversation"),
     ("system column", {"conversations": [SYSTEM, *said("a", "b")], "system": "s"}, "have no use for their column of system prompts"),
     ("system beside", {"messages": said("a", "b"), "system": "s"}, "a column system beside their messages, which is not used"),
 ]
@@ -462,6 +463,17 @@ def test_what_is_adapted_is_counted_in_a_sentence(what: str, row: object, senten
     assert re.search(rf"\b3 row\(s\)[^.]*{sentence}", told) and TOLD[what].format(n="3") in told
 
 
+def test_a_number_of_which_digits_are_lost_is_no_answer() -> None:
+    """JSON's reader makes a float of a whole number beyond 64 bits."""
+    for value, kept in ((2**63 - 1, True), (orjson.loads("12345678901234567890123"), False), (1e300, False)):
+        row = {"question": "q", "answer": value}
+        if kept:
+            assert reader(row)(SourceRow(1, row))[0][1]["content"] == str(value)
+        else:
+            with pytest.raises(RowError, match="this is a number, not text; put the text in quotes"):
+                RowReader(choose_form([{"question": "q", "answer": "a"}]))(SourceRow(1, row))
+
+
 def test_each_notice_has_a_row_that_gives_it() -> None:
     assert {what for what, _, _ in NOTICES} | {"system added", "system own", "system passage"} == set(TOLD)
     assert notices([{"prompt": "a", "completion": "b", "id": 3}]) == ""
@@ -471,6 +483,7 @@ def test_keys_of_turns_that_are_left_out_are_named() -> None:
     turn = {"role": "user", "content": "a", "name": "Ann", "weight": 0}
     told = notices([{"messages": [turn, said("a", "b")[1]]}] * 2 + [{"messages": [{**turn, "weight": None}, said("a", "b")[1]]}])
     assert told == "Keys of turns other than the role and the content were left out: name (3 row(s)), weight (2 row(s))."
+    assert notices([{"messages": [{"role": "text", "content": "a", "name": "Ann"}]}]).endswith("were left out: name (1 row(s)).")
     many = [{"messages": [{"role": "user", "content": "a", f"key {i}": 1}, said("a", "b")[1]]} for i in range(50)]
     assert notices(many).endswith("key 20 (1 row(s)), others (29 row(s)).")
 

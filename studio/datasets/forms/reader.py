@@ -9,7 +9,7 @@ from studio.datasets.forms.catalog import Fit
 from studio.datasets.forms.conversation import MESSAGES, TEXT, Conversation, is_passage
 from studio.datasets.forms.faults import Fault, described, excerpt
 from studio.datasets.forms.shapes import READERS, fields_of
-from studio.datasets.forms.turns import Findings, plain_turns
+from studio.datasets.forms.turns import EXACT, Findings, plain_turns
 from studio.datasets.rows import SourceRow
 from studio.errors import InvalidInput
 
@@ -27,6 +27,7 @@ TOLD = {
     "own prompt": "{n} row(s) have the prompt inside their turns too; the column of the prompt is kept beside the row.",
     "passage": "{n} row(s) have no prompt, so the chosen text is trained whole, as a passage.",
     "transcript": "{n} row(s) have the marks Human: and Assistant: in one text, which was read as turns.",
+    "long number": "{n} row(s) have a number beyond 64 bits beside the conversation, of which the first 16 digits or so are kept.",
     "system column": "{n} row(s) have no use for their column of system prompts, which is kept beside the row.",
     "system beside": "{n} row(s) have a column system beside their messages, which is not used; the form conversations uses it.",
     "system added": "The system prompt was put before {n} row(s).",
@@ -117,7 +118,10 @@ class RowReader:
             extra |= found.extra
         for name, value in extra.items():
             kind = type(value)
-            if not ((kind is str and value.isascii()) or value is None or kind is float or kind is bool):
+            if kind is float:
+                if not -EXACT < value < EXACT:
+                    found.note("long number")
+            elif not ((kind is str and value.isascii()) or value is None or kind is bool):
                 _check_storable(name, value)
             if type(name) is not str or not name.isascii():
                 _check_storable(name, name)

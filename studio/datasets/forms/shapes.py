@@ -1,13 +1,12 @@
 """One function a form: from the columns of a row to its conversation."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from studio.datasets.forms.conversation import TEXT, Conversation
 from studio.datasets.forms.faults import Fault, described
-from studio.datasets.forms.turns import OPENAI, SHAREGPT, Dialect, Findings, check_order, read_text, read_turns, role_key_of, turn_list
+from studio.datasets.forms.turns import EXACT, OPENAI, SHAREGPT, Dialect, Findings, check_order, note_other_keys, read_text, read_turns, role_key_of, turn_list
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
@@ -62,6 +61,7 @@ def _read_messages(row: Row, columns: Columns, found: Findings) -> Conversation:
     column = columns["messages"]
     turns = row.get(column)
     if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], dict) and turns[0].get("role") == TEXT:
+        note_other_keys(turns[0], ("role", "content"), found)
         return [{"role": TEXT, "content": read_text(turns[0].get("content"), f"{column}[0].content")}]
     return _turns(row, column, OPENAI, found)
 
@@ -174,7 +174,8 @@ def _scalar(value: object, found: Findings) -> object:
     if isinstance(value, bool):
         found.note("yes or no")
         return "yes" if value else "no"
-    if (isinstance(value, int) and abs(value) < 10**1000) or (isinstance(value, float) and math.isfinite(value)):
+    # A float beyond 64 bits may have been a whole number of which JSON's reader kept the first digits alone.
+    if (isinstance(value, int) and abs(value) < 10**1000) or (isinstance(value, float) and abs(value) < EXACT):
         found.note("digits")
         return str(value)
     return value

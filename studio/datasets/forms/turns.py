@@ -42,6 +42,7 @@ SHAREGPT = Dialect(
 TOOL_ROLES = frozenset({"tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response", "ipython"})
 TOOL_KEYS = ("tool_calls", "function_call")
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+EXACT = 2.0**63  # below it JSON keeps every digit of a whole number
 _AFTER = {"system": "user", "user": "assistant", "assistant": "user"}
 
 
@@ -138,13 +139,18 @@ def _read_role(role: object, field: str, dialect: Dialect, found: Findings) -> s
 
 def _check_others(turn: dict[str, Any], known: tuple[str, str], role: str, field: str, found: Findings) -> None:
     """A turn's further keys are left out and told, but for one that says not to train it."""
+    weight = turn.get("weight")
+    if role == "assistant" and weight is not None and weight != 1 and "weight" not in known:
+        fix = "delete the key to train this answer, or delete the row"
+        raise Fault("turn weight", f"{field}.weight", "an answer is trained wholly or the row is not used", fix, weight)
+    note_other_keys(turn, known, found)
+
+
+def note_other_keys(turn: dict[str, Any], known: tuple[str, str], found: Findings) -> None:
+    """Tell the keys of a turn that are left out; those that are null say nothing."""
     for key, value in turn.items():
-        if key in known or value is None:
-            continue
-        if key == "weight" and role == "assistant" and value != 1:
-            fix = "delete the key to train this answer, or delete the row"
-            raise Fault("turn weight", f"{field}.weight", "an answer is trained wholly or the row is not used", fix, value)
-        found.note("turn key", excerpt(key, 40))
+        if key not in known and value is not None:
+            found.note("turn key", excerpt(key, 40))
 
 
 def read_content(value: object, field: str, found: Findings) -> str:

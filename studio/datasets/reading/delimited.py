@@ -91,7 +91,8 @@ def _records(lines: _Lines, delimiter: str, file: str) -> Iterator[tuple[int, li
         except csv.Error as error:
             # A row over several lines may have swallowed the beginning of others.
             ends = lines.number > start or "end of data" in str(error)
-            problem = f"the CSV is broken {'from here on' if ends else 'in this row'} ({error})"
+            why = str(error).replace("\t", "\\t")  # it names the delimiter
+            problem = f"the CSV is broken {'from here on' if ends else 'in this row'} ({why})"
             yield _broken(lines, start, problem, file, ends)
             if ends:
                 return

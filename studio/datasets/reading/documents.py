@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studio.datasets.reading.limits import Limits
+from studio.datasets.reading.places import printable
 from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput
 
@@ -27,9 +28,12 @@ class Document:
     notices: list[str]
 
     def refuse(self, why: str) -> InvalidInput:
-        """The error that refuses this file as a whole; `why` continues the sentence after the name."""
-        return InvalidInput(f"The file {self.file!r} {why}")
+        """The error that refuses this file as a whole; `why` continues the sentence after the name.
+
+        What cannot be shown is replaced: a library may quote the damaged bytes.
+        """
+        return InvalidInput(f"The file {self.file!r} {printable(why)}")
 
     def tell(self, what: str) -> None:
         """Add a notice; `what` continues the sentence after the name."""
-        self.notices.append(f"The file {self.file!r} {what}")
+        self.notices.append(f"The file {self.file!r} {printable(what)}")

@@ -49,7 +49,7 @@ def read_parquet(path: str, max_columns: int, printer: Printer) -> None:
 
     pa.set_memory_pool(pa.system_memory_pool())
     pa.set_cpu_count(1)
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(path, page_checksum_verification=True)
     names = file.schema_arrow.names
     check_columns(names, max_columns)
     printer.say({"columns": names, "line": 1})
