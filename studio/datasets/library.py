@@ -196,8 +196,15 @@ class DatasetLibrary:
             raise NotFound(f"There is no dataset named {name_or_id!r}; there are {names}.") from None
 
     def store(self, record: DatasetRecord) -> RowStore:
-        """The rows of a version."""
-        return self._open(self.folder / record.id / ROWS_FILE)
+        """The rows of a version.
+
+        Raises:
+            NotFound: its file is gone, or is no Arrow.
+        """
+        try:
+            return self._open(self.folder / record.id / ROWS_FILE)
+        except (OSError, ValueError):  # pyarrow's errors are both
+            raise NotFound(f"The rows of the dataset {record.name!r} are gone; delete it and add its files again.") from None
 
     def errors_path(self, record: DatasetRecord) -> Path | None:
         """The table of rows that were left out, or None where there were none."""
