@@ -16,7 +16,7 @@ import psutil
 from studio.bases.loading import load_tokenizer
 from studio.datasets import report
 from studio.datasets.forms import Conversation
-from studio.datasets.rendering import Example
+from studio.datasets.rendering import Example, Renderer
 from studio.services import Studio
 from studio.settings import load_settings
 
@@ -99,7 +99,7 @@ def main() -> None:
     result = {"rows": arguments.rows, "rendered": not arguments.without_rendering}
     if arguments.without_rendering:
         same = Example(list(range(120)), [False] * 60 + [True] * 60)
-        with patch.object(report, "render_many", lambda tokenizer, rows: [same for _ in rows]):
+        with patch.object(Renderer, "render_each", lambda renderer, rows: [same for _ in rows]):
             result |= whole(Chats(arguments.rows), tokenizer)
     else:
         result |= whole(Chats(arguments.rows), tokenizer) | {"stop_s": stopped(Chats(arguments.rows), tokenizer)}
