@@ -18,7 +18,8 @@ from studio.errors import InvalidInput
 
 __all__ = ["Example", "Rendered", "Renderer", "Unrenderable", "is_passage", "prompt_ids", "render", "render_all", "render_many"]
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 LaidOut = tuple[Conversation, Layout | InvalidInput]
 PASSAGE = "text"  # the role of the only turn of a plain passage
 # What is tokenized at once: enough to keep all cores at work, and some tens of megabytes.

@@ -7,7 +7,7 @@ One pass over the rows counts; rows that look alike are fetched again and compar
 from array import array
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from studio.datasets.duplicates import Fingerprints, normalised, short_hash
@@ -52,6 +52,7 @@ class Report:
     `languages` has the share of each, by ISO 639-1 code, of the rows that were looked at. `personal` has rows by kind.
     `exact_duplicates` and `near_duplicates` are rows that would go, each counted once; `overlap` counts held-out rows.
     `removable` has all rows that an action of a finding removes, by the action, where it names rows.
+    `left` are the lengths of the rows that are trained or held out, in order and as they are cut; they are not in the JSON.
     """
 
     rows: int
@@ -75,10 +76,11 @@ class Report:
     overlap: int
     findings: list[Finding]
     removable: dict[str, list[int]]
+    left: list[int] = field(default_factory=list, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "left"}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Report":
@@ -233,7 +235,8 @@ def _summary(facts: Facts, turns: int) -> Report:
 
     lengths = facts.lengths[facts.state != NOT_RENDERED]
     left = (facts.state == KEPT) | (facts.state == CUT) | (facts.state == UNTRAINED)
-    tokens, seen = int(lengths.sum()), int(facts.lengths[left].clip(max=facts.max_length).sum())
+    read = facts.lengths[left].clip(max=facts.max_length)
+    tokens, seen = int(lengths.sum()), int(read.sum())
     trained = int(facts.trained.sum())
     quantiles = np.quantile(lengths, [0, 0.5, 0.95, 1], method="inverted_cdf").tolist() if len(lengths) else [0, 0, 0, 0]
     exact = len(repeated(facts.exact))
@@ -262,6 +265,7 @@ def _summary(facts: Facts, turns: int) -> Report:
             "drop-untrained": facts.rows_in(UNTRAINED, HOLLOW),
             "drop-overlap": sorted(held for held, _ in facts.overlap),
         },
+        left=read.tolist(),
     )
 
 
