@@ -1,4 +1,4 @@
-"""The report on a dataset: seconds by the clock and of the processors, progress, how soon it stops, and memory, on chats of two to four turns.
+"""The report on a dataset, on chats of two to four turns: seconds by the clock and of the processors, progress, how soon it stops, memory.
 
 Usage: python -m tests.bench.report [--rows 50000] [--without-rendering]. Prints one JSON object. Rows are made slice by slice from a seed,
 with exact and near duplicates, as they would be read from Arrow.

@@ -11,7 +11,7 @@ from studio.datasets.passes import Cancelled
 from studio.errors import InvalidInput
 from studio.services import Studio
 
-WORDS = "river bird stone light winter garden harbour letter copper window".split()
+WORDS = ["river", "bird", "stone", "light", "winter", "garden", "harbour", "letter", "copper", "window"]
 
 
 def add_set(studio: Studio, folder: Path, count: int = 37) -> None:
