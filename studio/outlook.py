@@ -7,7 +7,6 @@ from typing import Any
 
 from storage.jobs import DONE
 from storage.records import JobRecord
-from studio.bases.loading import load_tokenizer
 from studio.datasets.report import Report, make_report
 from studio.datasets.store import RowStore
 from studio.training.config import TrainConfig
@@ -48,27 +47,24 @@ class Outlook:
         return {**self.found.to_dict(), "expected": {**asdict(self.expected), "sentence": self.expected.sentence}}
 
 
-def look_ahead(
+def look_at(
     store: RowStore,
-    base_path: Path,
-    base_name: str,
+    tokenizer: Any,
     config: TrainConfig,
-    done: list[JobRecord],
     progress: Callable[[float, str], None],
     cancelled: Callable[[], bool],
-) -> Outlook:
-    """Make the report and the expectation.
+) -> Report:
+    """The report on a dataset with the settings of a training.
 
     Args:
-        done: earlier jobs on this base, the newest first. progress: is given a share from 0 to 1 and what is looked at.
+        progress: is given a share from 0 to 1 and what is looked at.
 
     Raises:
-        Cancelled: `cancelled()` was true. BaseUnavailable: the base's files cannot be read.
+        Cancelled: `cancelled()` was true.
     """
     from studio.training.batching import split_held_out
 
-    tokenizer = load_tokenizer(base_path, base_name)
-    found = make_report(
+    return make_report(
         len(store),
         store.fetch,
         tokenizer,
@@ -78,17 +74,40 @@ def look_ahead(
         progress=progress,
         cancelled=cancelled,
     )
-    return Outlook(found, expect(found, base_path, config, done))
 
 
 def expect(found: Report, base_path: Path, config: TrainConfig, done: list[JobRecord]) -> Expected:
-    """Time and memory of a training on the rows of a report."""
+    """Time and memory of a training on the rows of a report, which must have been made with the same settings.
+
+    Args:
+        found: as `look_at` gave it. done: earlier jobs on this base, the newest first.
+    """
     from studio.training.speed import machine_tokens_per_s
 
-    kept = found.tokens - found.cut_tokens
-    a_step = config.batch_tokens or config.batch_size * kept / max(found.rows, 1)
-    tokens = round(config.max_steps * a_step if config.max_steps else kept * (1 - config.held_out) * config.epochs)
+    tokens = _tokens_read(found.left, config)
     seen = next((job.result["tokens_per_s"] for job in done if job.state == DONE and job.result.get("tokens_per_s")), None)
     rate = float(seen or machine_tokens_per_s(base_path))
-    memory = estimate(base_path, config, min(found.longest, config.max_length))
+    memory = estimate(base_path, config, max(found.left, default=min(found.longest, config.max_length)))
     return Expected(tokens, rate, tokens / rate + AROUND_S, seen is not None, memory)
+
+
+def _tokens_read(left: list[int], config: TrainConfig) -> int:
+    """Tokens of all steps of a training: those of the whole epochs, and of the steps of the broken one behind them.
+
+    Exact, but where both max_steps and batch_tokens are given: then every epoch is taken to have as many steps as the first.
+    """
+    from studio.training.batching import epoch_steps, split_held_out
+
+    if not left:
+        return 0
+    lengths = [left[place] for place in split_held_out(len(left), config.held_out, config.seed)[0]]
+
+    def steps_of(epoch: int) -> list[list[int]]:
+        return epoch_steps(lengths, config.batch_size, config.batch_tokens, config.seed, epoch)
+
+    if config.max_steps:
+        whole, more = divmod(config.max_steps, len(steps_of(0)))
+    else:
+        whole = int(config.epochs)
+        more = max(round(len(steps_of(whole)) * (config.epochs - whole)), 0 if whole else 1)
+    return sum(lengths) * whole + sum(lengths[row] for step in steps_of(whole)[:more] for row in step)

@@ -42,6 +42,7 @@ from studio.training.config import DEFAULT_PRESET, make_config
 if TYPE_CHECKING:
     from studio.datasets.ingest import Inspection
     from studio.datasets.pieces import Piece
+    from studio.datasets.report import Report
     from studio.outlook import Outlook
     from studio.training.memory import Estimate
 
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 STALE_S = 24 * 3600.0
 TRY_IT_DATASET = "Angry bird"
 SERVED_METHODS = ("lora",)
+KEPT_REPORTS = 16  # one on 50,000 rows takes about 2 MB
 LONGEST_ROWS = 8  # the row with the most tokens is among the few with the most bytes
 
 
@@ -83,7 +85,7 @@ class Studio:
         jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
         self._longest_rows: dict[tuple[str, str], int] = {}
-        self._reports: dict[tuple[str, str, str], Outlook] = {}
+        self._reports: dict[tuple[object, ...], Report] = {}
         self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
         self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes))
         self.changes = Changes(self.datasets)
@@ -200,16 +202,21 @@ class Studio:
         Raises:
             NotFound. InvalidInput: names the option and its range. Cancelled: `cancelled()` was true.
         """
-        from studio.outlook import look_ahead
+        from studio.outlook import Outlook, expect, look_at
 
         config, record = make_config(preset, overrides), self.datasets.get(dataset)
         chosen = self.bases.get(base) if base else self.default_base()
-        key = (record.id, chosen.id, config.model_dump_json())
+        # What the report depends on; the expectation is cheap, and changes with every job that is done.
+        key = (record.content_hash, chosen.fingerprint, config.max_length, config.over_length, config.held_out, config.seed)
+        path = self.bases.path(chosen)
         if key not in self._reports:
-            done = [job for job in self.queue.all() if job.base_id == chosen.id]
-            store, path = self.datasets.store(record), self.bases.path(chosen)
-            self._reports[key] = look_ahead(store, path, chosen.name, config, done, progress, cancelled)
-        return self._reports[key]
+            tokenizer = load_tokenizer(path, chosen.name)
+            self._reports[key] = look_at(self.datasets.store(record), tokenizer, config, progress, cancelled)
+            if len(self._reports) > KEPT_REPORTS:
+                self._reports.pop(next(iter(self._reports)), None)
+        done = [job for job in self.queue.all() if job.base_id == chosen.id]
+        found = self._reports[key]
+        return Outlook(found, expect(found, path, config, done))
 
     def mend(self, dataset: str, action: str, base: str | None = None, preset: str = DEFAULT_PRESET) -> DatasetRecord:
         """Make a version in which a finding of the report is mended.
@@ -240,11 +247,13 @@ class Studio:
             row: its number from 0. max_length: 0 for the default's. The others are as in `train`.
 
         Raises:
-            NotFound. InvalidInput: the base's template refuses the row.
+            NotFound. InvalidInput: there is no such row, or the base's template refuses it.
         """
         from studio.datasets.pieces import pieces
 
         record = self.datasets.get(dataset)
+        if not 0 <= row < record.rows:
+            raise InvalidInput(f"The dataset {record.name!r} has no row {row}; its rows are 0 to {record.rows - 1}.")
         chosen = self.bases.get(base) if base else self.default_base()
         tokenizer = load_tokenizer(self.bases.path(chosen), chosen.name)
         [found] = self.datasets.store(record).page(row, 1)

@@ -20,7 +20,7 @@ MANY = 0.05  # a share of rows from which on a notice becomes a warning
 MAIN_LANGUAGE = 0.05
 SAME_ANSWER = 0.2
 LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 131072)
-KEPT, CUT, LEFT_OUT, BEHIND, UNTRAINED, NOT_RENDERED = range(6)
+KEPT, CUT, LEFT_OUT, BEHIND, UNTRAINED, HOLLOW, NOT_RENDERED = range(7)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Facts:
     """What was counted. Arrays have one place for each row.
 
     `lengths` in tokens, before anything is cut; `trained` tokens in the loss of what is left; `state` is KEPT, CUT, LEFT_OUT
-    (over max_length), BEHIND (left out because the cut takes all that is trained), UNTRAINED (kept in vain), NOT_RENDERED.
+    (over max_length), BEHIND (left out because the cut takes all that is trained), UNTRAINED (kept in vain), HOLLOW (nothing
+    trained and over max_length, so left out either way), NOT_RENDERED.
     `longest_context` is the largest max_length that may be advised. `personal` are the rows with each kind.
     """
 
@@ -121,21 +122,21 @@ def _tell_broken(facts: Facts) -> list[Finding]:
 
 def _tell_length(facts: Facts) -> list[Finding]:
     over = facts.lengths > facts.max_length
-    number = int(over.sum())
-    if not number:
+    if not over.any():
         return (
             [Finding("truncated", "good", f"All {facts.count:,} rows fit max_length {facts.max_length:,}.", "", [])] if facts.count else []
         )
     found = []
-    level: Level = "warning" if number >= MANY * facts.count else "notice"
-    longer = f"{_of(number, facts.count, 'is', 'are')} longer than max_length {facts.max_length:,} and"
+    level: Level = "warning" if int(over.sum()) >= MANY * facts.count else "notice"
+    longer = f"longer than max_length {facts.max_length:,} and"
     cut, left_out, behind = facts.rows_in(CUT), facts.rows_in(LEFT_OUT), facts.rows_in(BEHIND)
     if cut:
-        lost = float((facts.lengths[over] - facts.max_length).sum() / facts.lengths[over].sum())
-        said = f"{longer} {'loses' if number == 1 else 'lose'} {_percent(lost)} of {'its' if number == 1 else 'their'} tokens."
+        lost = float((facts.lengths[cut] - facts.max_length).sum() / facts.lengths[cut].sum())
+        loses = f"loses {_percent(lost)} of its tokens" if len(cut) == 1 else f"lose {_percent(lost)} of their tokens"
+        said = f"{_of(len(cut), facts.count, 'is', 'are')} {longer} {loses}."
         found.append(Finding("truncated", level, said, _raise_it(facts), cut[:EXAMPLES]))
     if left_out:
-        said = f"{longer} {'is' if number == 1 else 'are'} left out."
+        said = f"{_of(len(left_out), facts.count, 'is', 'are')} {longer} {'is' if len(left_out) == 1 else 'are'} left out."
         found.append(Finding("left out", level, said, _raise_it(facts), left_out[:EXAMPLES]))
     if behind:
         theirs = _of(len(behind), facts.count, "has its", "have their")
@@ -157,11 +158,10 @@ def _raise_it(facts: Facts) -> str:
 
 def _tell_trained(facts: Facts) -> list[Finding]:
     found = []
-    rows = facts.rows_in(UNTRAINED)
+    rows = facts.rows_in(UNTRAINED, HOLLOW)
     if rows:
-        said = (
-            f"{_of(len(rows), facts.count, 'has', 'have')} no token that is trained, and only {'costs' if len(rows) == 1 else 'cost'} time."
-        )
+        theirs = _of(len(rows), facts.count, "has", "have")
+        said = f"{theirs} no token that is trained, so nothing is learned from {'it' if len(rows) == 1 else 'them'}."
         found.append(
             Finding("nothing trained", "warning", said, "Drop these rows, or give them an answer.", rows[:EXAMPLES], "drop-untrained")
         )

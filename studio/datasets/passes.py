@@ -12,6 +12,7 @@ Progress = Callable[[float, str], None]
 """(share that is done, 0 to 1; what is being done)."""
 SLICE_S = 0.1  # what a slice shall take, so that progress and a stop are never long in coming
 LARGEST_SLICE = 1024
+LARGEST_CHARACTERS = 400_000  # a slice of rows that are suddenly much longer than those before is handed out in parts
 
 
 def unwatched(_: float, __: str) -> None:
@@ -60,11 +61,25 @@ def slices(count: int, fetch: Fetch, watch: Watch, what: str) -> Iterator[tuple[
     """
     offset, size = 0, 16
     while offset < count:
-        watch.at(offset / count, what)
         started = time.perf_counter()
         rows = fetch(offset, min(size, count - offset))
-        yield offset, rows
-        offset += len(rows)
+        for part in _parts(rows):
+            watch.at(offset / count, what)
+            yield offset, part
+            offset += len(part)
         seconds = max(time.perf_counter() - started, 1e-6)
         size = max(1, min(int(size * min(max(SLICE_S / seconds, 0.25), 2)), LARGEST_SLICE))
     watch.at(1.0, what)
+
+
+def _parts(rows: list[Conversation]) -> Iterator[list[Conversation]]:
+    part: list[Conversation] = []
+    characters = 0
+    for row in rows:
+        part.append(row)
+        characters += sum(len(turn["content"]) for turn in row)
+        if characters >= LARGEST_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part

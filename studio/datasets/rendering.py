@@ -6,9 +6,9 @@ never the prompt, the system turn, or the template's scaffolding. A plain passag
 `templates` renders, `masks` finds the trained characters, `tokens` makes tokens of them, `pieces` shows them to people.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from studio.datasets.forms import Conversation
 from studio.datasets.masks import Layout, Masker
@@ -16,8 +16,11 @@ from studio.datasets.templates import Span, Unrenderable
 from studio.datasets.tokens import Encoded, Encoder, character_places, trained_tokens
 from studio.errors import InvalidInput
 
-__all__ = ["Example", "Rendered", "Unrenderable", "is_passage", "prompt_ids", "render", "render_all", "render_many"]
+__all__ = ["Example", "Rendered", "Renderer", "Unrenderable", "is_passage", "prompt_ids", "render", "render_all", "render_many"]
 
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+LaidOut = tuple[Conversation, Layout | InvalidInput]
 PASSAGE = "text"  # the role of the only turn of a plain passage
 # What is tokenized at once: enough to keep all cores at work, and some tens of megabytes.
 CHUNK_ROWS = 512
@@ -64,9 +67,9 @@ def render(tokenizer: Any, conversation: Conversation) -> Example:
     Raises:
         InvalidInput: the base has no chat template. Unrenderable: its template refuses this conversation.
     """
-    renderer = _Renderer(tokenizer)
+    renderer = Renderer(tokenizer)
     layout = renderer.lay_out(conversation)
-    [encoded] = renderer.encode([layout])
+    encoded = renderer.encode(layout)
     example = renderer.example(conversation, layout, encoded)
     places = character_places(layout.text, encoded)
     if not is_passage(conversation):
@@ -85,21 +88,12 @@ def render_many(tokenizer: Any, conversations: Iterable[Conversation]) -> Iterat
     Raises:
         InvalidInput, Unrenderable: as `render`, when the row's turn has come.
     """
-    renderer = _Renderer(tokenizer)
-    waiting: list[tuple[Conversation, Layout]] = []
-    characters = 0
-    for conversation in conversations:
-        try:
-            layout = renderer.lay_out(conversation)
-        except InvalidInput:  # rows before it are handed out first
-            yield from renderer.examples(waiting)
-            raise
-        waiting.append((conversation, layout))
-        characters += len(layout.text)
-        if len(waiting) >= CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-            yield from renderer.examples(waiting)
-            waiting, characters = [], 0
-    yield from renderer.examples(waiting)
+    renderer = Renderer(tokenizer)
+    for chunk in _chunks((conversation, renderer.attempt(conversation)) for conversation in conversations):
+        for example in renderer.examples(chunk):
+            if isinstance(example, InvalidInput):
+                raise example
+            yield example
 
 
 def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
@@ -108,9 +102,8 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     Raises:
         InvalidInput, Unrenderable: as `render`.
     """
-    renderer = _Renderer(tokenizer)
-    [encoded] = renderer.encode([renderer.masker.lay_out_prompt(messages)])
-    return encoded.ids
+    renderer = Renderer(tokenizer)
+    return renderer.encode(renderer.masker.lay_out_prompt(messages)).ids
 
 
 def render_all(
@@ -147,8 +140,34 @@ def is_passage(conversation: Conversation) -> bool:
     return len(conversation) == 1 and conversation[0]["role"] == PASSAGE
 
 
-class _Renderer:
-    """What is asked once of a tokenizer and its template for all rows."""
+def _attempt(step: Callable[[Given], Made], given: Given) -> Made | InvalidInput:
+    try:
+        return step(given)
+    except InvalidInput as reason:
+        return reason
+
+
+def _chunks(rows: Iterable[LaidOut]) -> Iterator[list[LaidOut]]:
+    waiting: list[LaidOut] = []
+    characters = 0
+    for conversation, layout in rows:
+        waiting.append((conversation, layout))
+        characters += len(layout.text) if isinstance(layout, Layout) else 0
+        if len(waiting) >= CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield waiting
+            waiting, characters = [], 0
+    yield waiting
+
+
+class Renderer:
+    """Renders conversations for one tokenizer. What is asked of it and its template is asked once for all rows.
+
+    Args:
+        tokenizer: a fast one of transformers.
+
+    Raises:
+        InvalidInput: the tokenizer cannot say where its tokens stand.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -158,28 +177,47 @@ class _Renderer:
         self.bos = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
         self.eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
+    def render_each(self, conversations: list[Conversation]) -> list[Example | InvalidInput]:
+        """Render all at once; in the place of one that cannot be rendered stands the reason.
+
+        All are tokenized together, so there should not be many more than `CHUNK_ROWS`.
+        """
+        return list(self.examples([(conversation, self.attempt(conversation)) for conversation in conversations]))
+
     @property
     def masker(self) -> Masker:
+        """Of the chat template. Raises InvalidInput where there is none."""
         if self._masker is None:  # plain passages need no template
             self._masker = Masker(self.tokenizer)
         return self._masker
 
     def lay_out(self, conversation: Conversation) -> Layout:
+        """The text, and what of it is trained. Raises as `render` does."""
         if is_passage(conversation):
             return Layout(conversation[0]["content"], [], [])
         return self.masker.lay_out(conversation)
 
-    def encode(self, layouts: list[Layout]) -> Iterator[Encoded]:
-        """Encode all at once, but for the few whose contents hold the text of special tokens."""
-        together = iter(self.encoder.encode_all([layout.text for layout in layouts if not layout.plain]))
-        for layout in layouts:
-            yield self.encoder.encode(layout) if layout.plain else next(together)
+    def attempt(self, conversation: Conversation) -> Layout | InvalidInput:
+        """As `lay_out`, but a reason is handed out, not raised."""
+        return _attempt(self.lay_out, conversation)
 
-    def examples(self, rows: list[tuple[Conversation, Layout]]) -> Iterator[Example]:
-        for (conversation, layout), encoded in zip(rows, self.encode([layout for _, layout in rows]), strict=True):
-            yield self.example(conversation, layout, encoded)
+    def encode(self, layout: Layout) -> Encoded:
+        """One layout as tokens. Raises Unrenderable: it holds the text of a special token that cannot be written as text."""
+        return self.encoder.encode(layout) if layout.plain else self.encoder.encode_all([layout.text])[0]
+
+    def examples(self, rows: list[LaidOut]) -> Iterator[Example | InvalidInput]:
+        """Encode all at once, but for the few whose contents hold the text of special tokens."""
+        layouts = [layout for _, layout in rows if isinstance(layout, Layout)]
+        together = iter(self.encoder.encode_all([layout.text for layout in layouts if not layout.plain]))
+        for conversation, layout in rows:
+            if isinstance(layout, InvalidInput):
+                yield layout
+                continue
+            encoded = _attempt(self.encode, layout) if layout.plain else next(together)
+            yield encoded if isinstance(encoded, InvalidInput) else self.example(conversation, layout, encoded)
 
     def example(self, conversation: Conversation, layout: Layout, encoded: Encoded) -> Example:
+        """The tokens with their mask."""
         if is_passage(conversation):
             before, after = self.frame(encoded.ids)
             ids = [*before, *encoded.ids, *after]

@@ -6,13 +6,15 @@ One pass over the rows counts; rows that look alike are fetched again and compar
 
 from array import array
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from studio.datasets.duplicates import Fingerprints, normalised, short_hash
 from studio.datasets.findings import (
     BEHIND,
     CUT,
+    HOLLOW,
     KEPT,
     LEFT_OUT,
     NOT_RENDERED,
@@ -26,7 +28,7 @@ from studio.datasets.forms import Conversation
 from studio.datasets.languages import guess_languages, in_sample, shares, telling_text
 from studio.datasets.passes import Cancelled, Fetch, Progress, Watch, never, slices, unwatched
 from studio.datasets.privacy import find_personal
-from studio.datasets.rendering import Example, render, render_many
+from studio.datasets.rendering import Example, Renderer
 from studio.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Report:
     `languages` has the share of each, by ISO 639-1 code, of the rows that were looked at. `personal` has rows by kind.
     `exact_duplicates` and `near_duplicates` are rows that would go, each counted once; `overlap` counts held-out rows.
     `removable` has all rows that an action of a finding removes, by the action, where it names rows.
+    `left` are the lengths of the rows that are trained or held out, in order and as they are cut; they are not in the JSON.
     """
 
     rows: int
@@ -73,10 +76,11 @@ class Report:
     overlap: int
     findings: list[Finding]
     removable: dict[str, list[int]]
+    left: list[int] = field(default_factory=list, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "left"}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Report":
@@ -109,8 +113,9 @@ def make_report(
     """
     watch = Watch(progress, cancelled)
     tally = _Tally(tokenizer, max_length, over_length, count)
-    for offset, rows in slices(count, fetch, watch.part(0, 0.8), "reading rows"):
-        tally.add(offset, rows)
+    with ThreadPoolExecutor(1) as helper:
+        for offset, rows in slices(count, fetch, watch.part(0, 0.8), "reading rows"):
+            tally.add(offset, rows, helper)
     facts = tally.facts(fetch)
     facts.by_language = guess_languages(tally.samples, watch.part(0.8, 0.85))
     facts.languages = shares(facts.by_language)
@@ -128,6 +133,7 @@ class _Tally:
 
     def __init__(self, tokenizer: Any, max_length: int, over_length: str, count: int) -> None:
         self.tokenizer, self.max_length, self.over_length, self.count = tokenizer, max_length, over_length, count
+        self.renderer = Renderer(tokenizer)
         self.prints = Fingerprints()
         self.turns = 0
         self.lengths, self.trained, self.state = array("q"), array("q"), array("B")
@@ -136,36 +142,32 @@ class _Tally:
         self.samples: list[tuple[int, str]] = []
         self.refusal = ""
 
-    def add(self, offset: int, rows: list[Conversation]) -> None:
-        self.prints.add(rows)
-        for example in self._rendered(rows):
+    def add(self, offset: int, rows: list[Conversation], helper: Executor) -> None:
+        """Take the next rows. They are rendered in the helper's thread while this one reads their text: making tokens
+        needs no interpreter, so both go on at once."""
+        rendering = helper.submit(self.renderer.render_each, rows)
+        self._look_at_all(offset, rows)
+        for example in rendering.result():
             self._measure(example)
+
+    def _look_at_all(self, offset: int, rows: list[Conversation]) -> None:
+        self.prints.add(rows)
         for row, conversation in enumerate(rows, offset):
             self.turns += len(conversation)
             self._look(row, conversation)
 
-    def _rendered(self, rows: list[Conversation]) -> list[Example | None]:
-        """All at once, or one by one where one cannot be rendered."""
-        try:
-            return list(render_many(self.tokenizer, rows))
-        except InvalidInput:
-            return [self._rendered_alone(row) for row in rows]
-
-    def _rendered_alone(self, conversation: Conversation) -> Example | None:
-        try:
-            return render(self.tokenizer, conversation)
-        except InvalidInput as error:
-            self.refusal = self.refusal or str(error)
-            return None
-
-    def _measure(self, example: Example | None) -> None:
+    def _measure(self, example: Example | InvalidInput) -> None:
         length, trained, state = 0, 0, NOT_RENDERED
-        if example is not None:
+        if isinstance(example, InvalidInput):
+            self.refusal = self.refusal or str(example)
+        else:
             length = len(example.token_ids)
             # The first token is never predicted.
             trained = example.trained[1 : self.max_length].count(True)
             if length <= self.max_length:
                 state = KEPT if trained else UNTRAINED
+            elif True not in example.trained[1:]:
+                state = HOLLOW
             elif self.over_length == "drop":
                 state, trained = LEFT_OUT, 0
             else:
@@ -233,7 +235,8 @@ def _summary(facts: Facts, turns: int) -> Report:
 
     lengths = facts.lengths[facts.state != NOT_RENDERED]
     left = (facts.state == KEPT) | (facts.state == CUT) | (facts.state == UNTRAINED)
-    tokens, seen = int(lengths.sum()), int(facts.lengths[left].clip(max=facts.max_length).sum())
+    read = facts.lengths[left].clip(max=facts.max_length)
+    tokens, seen = int(lengths.sum()), int(read.sum())
     trained = int(facts.trained.sum())
     quantiles = np.quantile(lengths, [0, 0.5, 0.95, 1], method="inverted_cdf").tolist() if len(lengths) else [0, 0, 0, 0]
     exact = len(repeated(facts.exact))
@@ -250,7 +253,7 @@ def _summary(facts: Facts, turns: int) -> Report:
         histogram=histogram(lengths),
         max_length=facts.max_length,
         truncated=len(facts.rows_in(CUT)),
-        dropped=len(facts.rows_in(LEFT_OUT, BEHIND)),
+        dropped=len(facts.rows_in(LEFT_OUT, BEHIND, HOLLOW)),
         cut_tokens=tokens - seen,
         languages=facts.languages,
         personal={kind: len(rows) for kind, rows in sorted(facts.personal.items())},
@@ -259,9 +262,10 @@ def _summary(facts: Facts, turns: int) -> Report:
         overlap=len(facts.overlap),
         findings=all_findings(facts),
         removable={
-            "drop-untrained": facts.rows_in(UNTRAINED),
+            "drop-untrained": facts.rows_in(UNTRAINED, HOLLOW),
             "drop-overlap": sorted(held for held, _ in facts.overlap),
         },
+        left=read.tolist(),
     )
 
 

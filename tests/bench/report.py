@@ -1,4 +1,4 @@
-"""The report on a dataset: seconds, progress, how soon it stops, and memory, on chats of two to four turns.
+"""The report on a dataset, on chats of two to four turns: seconds by the clock and of the processors, progress, how soon it stops, memory.
 
 Usage: python -m tests.bench.report [--rows 50000] [--without-rendering]. Prints one JSON object. Rows are made slice by slice from a seed,
 with exact and near duplicates, as they would be read from Arrow.
@@ -16,7 +16,7 @@ import psutil
 from studio.bases.loading import load_tokenizer
 from studio.datasets import report
 from studio.datasets.forms import Conversation
-from studio.datasets.rendering import Example
+from studio.datasets.rendering import Example, Renderer
 from studio.services import Studio
 from studio.settings import load_settings
 
@@ -59,11 +59,12 @@ def whole(chats: Chats, tokenizer: object) -> dict[str, float]:
         peak = max(peak, process.memory_info().rss)
 
     held_out = random.Random(0).sample(range(chats.count), chats.count // 10)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     found = report.make_report(chats.count, chats.fetch, tokenizer, held_out=held_out, progress=progress)
     ended = time.perf_counter()
     return {
         "seconds": round(ended - started, 2),
+        "cpu_s": round(time.process_time() - worked, 2),
         "fetch_s": round(chats.seconds, 2),
         "longest_silence_s": round(max(b - a for a, b in zip([started, *told], [*told, ended], strict=True)), 3),
         "grown_mb": round((peak - before) / 2**20, 1),
@@ -99,7 +100,7 @@ def main() -> None:
     result = {"rows": arguments.rows, "rendered": not arguments.without_rendering}
     if arguments.without_rendering:
         same = Example(list(range(120)), [False] * 60 + [True] * 60)
-        with patch.object(report, "render_many", lambda tokenizer, rows: [same for _ in rows]):
+        with patch.object(Renderer, "render_each", lambda renderer, rows: [same for _ in rows]):
             result |= whole(Chats(arguments.rows), tokenizer)
     else:
         result |= whole(Chats(arguments.rows), tokenizer) | {"stop_s": stopped(Chats(arguments.rows), tokenizer)}

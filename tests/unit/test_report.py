@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
@@ -11,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from studio.datasets import passes
 from studio.datasets.findings import advised_length
 from studio.datasets.forms import Conversation
 from studio.datasets.languages import guess_languages, in_sample, telling_text
 from studio.datasets.passes import Watch
-from studio.datasets.rendering import render, render_all
+from studio.datasets.rendering import Example, Renderer, render, render_all, render_many
 from studio.datasets.report import Cancelled, Finding, Report, histogram, make_report
+from studio.datasets.tokens import Encoder
+from studio.errors import InvalidInput
 from studio.training.batching import split_held_out
 from tests.tiny import make_tokenizer
 
@@ -231,3 +235,61 @@ def test_a_histogram_holds_every_row_in_some_thirty_round_bins(lengths: list[int
     assert bins[0][0] == 0 and all(left[1] == right[0] for left, right in pairwise(bins))
     width = bins[0][1]
     assert str(width).strip("0") in "125" and all(start % width == 0 for start, _, _ in bins)
+
+
+def test_a_row_without_anything_to_train_is_not_told_as_cut_off() -> None:
+    question = [{"role": "user", "content": "long " * 90}]
+    for over_length in ("truncate", "drop"):
+        found = report([*distinct(30), question], max_length=100, over_length=over_length)
+        told = of_kind(found, "nothing trained")
+        assert kinds(found, "notice", "warning") == {"nothing trained", "no held-out rows"}
+        assert (told.rows, found.dropped, found.removable["drop-untrained"]) == ([30], 1, [30])
+        assert told.said == "1 of 31 rows has no token that is trained, so nothing is learned from it."
+
+
+def test_rows_that_cannot_be_rendered_are_each_their_own_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer()
+    refusing = "{% for m in messages %}{% if 'REFUSE' in m['content'] %}{{ raise_exception('no ' + m['content']) }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    rows = distinct(600)
+    bad = [0, 5, 6, 250, 599]
+    for row in bad:
+        rows[row] = talk(f"REFUSE {row}", "Yes")
+    batches: list[int] = []
+    encode_all = Encoder.encode_all
+    monkeypatch.setattr(Encoder, "encode_all", lambda self, texts: batches.append(len(texts)) or encode_all(self, texts))
+    examples = Renderer(tokenizer).render_each(rows)
+    assert batches == [595]  # a bad row makes no other one go alone
+    assert [row for row, example in enumerate(examples) if isinstance(example, InvalidInput)] == bad
+    assert [example for example in examples if isinstance(example, Example)] == list(
+        render_many(tokenizer, [row for i, row in enumerate(rows) if i not in bad])
+    )
+    told = of_kind(report(rows, tokenizer), "not rendered")
+    assert told.rows == bad and "REFUSE 0" in told.said
+
+
+def test_a_base_without_a_template_refuses_every_row_in_the_report() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    told = of_kind(report(distinct(3), tokenizer), "not rendered")
+    assert told.rows == [0, 1, 2] and "has no chat template" in told.said
+
+
+def test_what_breaks_while_a_slice_is_rendered_comes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(renderer: Renderer, rows: list[Conversation]) -> list[Example]:
+        raise MemoryError(f"{len(rows)} rows")
+
+    monkeypatch.setattr(Renderer, "render_each", broken)
+    before = threading.active_count()
+    with pytest.raises(MemoryError, match="rows"):
+        report(distinct(40))
+    assert threading.active_count() == before
+
+
+def test_long_rows_after_short_ones_are_taken_in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "LARGEST_CHARACTERS", 1000)
+    rows = [*distinct(16), *(talk("long " * 100, f"{i}") for i in range(10))]
+    parts = list(passes.slices(len(rows), lambda offset, limit: rows[offset : offset + limit], Watch(), "reading"))
+    assert [row for _, part in parts for row in part] == rows
+    assert [offset for offset, _ in parts] == [sum(len(part) for _, part in parts[:i]) for i in range(len(parts))]
+    assert all(len(part) <= 2 for offset, part in parts if offset >= 16)
