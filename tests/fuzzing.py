@@ -34,7 +34,9 @@ FORMS: dict[str, Rows] = {
         {"id": n, "conversations": [{"from": "human", "value": f"Hello {n}"}, {"from": "gpt", "value": f"Good day {n}!"}]} for n in range(4)
     ],
     "prompt-completion": [{"prompt": f"Frage {n}", "completion": f"Antwört {n}", "kind": f"k{n % 2}"} for n in range(5)],
-    "instruction": [{"instruction": f"Greet {n}", "input": f"in German {n}" if n % 2 else "", "output": f"Guten Tag {n}"} for n in range(4)],
+    "instruction": [
+        {"instruction": f"Greet {n}", "input": f"in German {n}" if n % 2 else "", "output": f"Guten Tag {n}"} for n in range(4)
+    ],
     "question-answer": [{"question": f"When {n}?", "context": f"At {n} o’clock.", "answer": f"At {n}", "split": "dev"} for n in range(4)],
     "summary": [{"document": f"A long text {n}, with commas; and more.", "summary": f"Short {n}"} for n in range(4)],
     "preference": [{"prompt": f"Hi {n}", "chosen": f"Good {n}", "rejected": f"Bad {n}"} for n in range(4)],
@@ -54,20 +56,120 @@ ENDINGS = {"array": "json", "line": "json", "object": "json", "gz": "jsonl.gz"}
 
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 3.5, 1e308, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**30, "", "  ", "x", "\ud83d", "\x00", "\x1b[31m"),
-    *("\u2028", "=1+1", "\ufeff", "\u200b", "\u00a0", "é", "user", "Line\nline", 'a "quoted", cell', "\\", "{}", "[]", "null", "[1]", "<|im_end|>"),
+    *(
+        "\u2028",
+        "=1+1",
+        "\ufeff",
+        "\u200b",
+        "\u00a0",
+        "é",
+        "user",
+        "Line\nline",
+        'a "quoted", cell',
+        "\\",
+        "{}",
+        "[]",
+        "null",
+        "[1]",
+        "<|im_end|>",
+    ),
     *([], {}, [[]], [None], [{}], {"a": {}}, ["x"], ["x", "y"], [1, 2], [True, "no"], {"text": ["a"]}, {"value": "v"}, {"role": "user"}),
     *({"role": "tool", "content": "x"}, [{"role": "text", "content": "t"}], [{"role": "text", "content": "t", "name": "u"}]),
-    *([{"type": "text", "text": "t"}], [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": "u"}], {"role": "user", "content": None}),
+    *(
+        [{"type": "text", "text": "t"}],
+        [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": "u"}],
+        {"role": "user", "content": None},
+    ),
     *([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "weight": 0}], {"content": "c", "tool_calls": [{"id": 1}]}),
     *('[{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]', "[{'role': 'user'}]", "\n\nHuman: a\n\nAssistant: b"),
-    *(f"{RAW}1e999{RAW}", f"{RAW}NaN{RAW}", f"{RAW}{'9' * 400}{RAW}", f"{RAW}{'[' * 1100}{']' * 1100}{RAW}", f'{RAW}{{"a": 1, "a": 2}}{RAW}'),
+    *(
+        f"{RAW}1e999{RAW}",
+        f"{RAW}NaN{RAW}",
+        f"{RAW}{'9' * 400}{RAW}",
+        f"{RAW}{'[' * 1100}{']' * 1100}{RAW}",
+        f'{RAW}{{"a": 1, "a": 2}}{RAW}',
+    ),
 ]
-KEYS = ["", "text", "content", "messages", "messages_", "conversations", "prompt", "Prompt", "completion", "answer", "question", "system", "input"]
-KEYS += ["chosen", "rejected", "context", "role", "from", "value", "weight", "name", "tool_calls", "a" * 300, "=cmd", "\u202e", "é", " prompt "]
+KEYS = [
+    "",
+    "text",
+    "content",
+    "messages",
+    "messages_",
+    "conversations",
+    "prompt",
+    "Prompt",
+    "completion",
+    "answer",
+    "question",
+    "system",
+    "input",
+]
+KEYS += [
+    "chosen",
+    "rejected",
+    "context",
+    "role",
+    "from",
+    "value",
+    "weight",
+    "name",
+    "tool_calls",
+    "a" * 300,
+    "=cmd",
+    "\u202e",
+    "é",
+    " prompt ",
+]
 ROLES = ["user", "assistant", "system", "developer", "tool", "text", "User ", "human", "gpt", "", None, 1]
-TOKENS = [b'"', b"'", b"[", b"]", b"{", b"}", b",", b":", b";", b"\t", b"|", b"\n", b"\r", b"\r\n", b"\n\n", b"\\", b"\\u", b"\\ud83d", b"\xff", b"\xc3"]
-TOKENS += [b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"&a *a ", b"*b", b"- ", b": ", b"#", b"---\n", b"!!python/name:os.system ", b"%YAML 2.0\n", b"null", b"1e999"]
-TOKENS += ["\u2028".encode(), "\u0085".encode(), b"```\n", b"# ", b"sep=;\n", b'""', b'{"prompt": "p", "completion": "c"}\n', b"[" * 1100, b"\x1a"]
+TOKENS = [
+    b'"',
+    b"'",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b",",
+    b":",
+    b";",
+    b"\t",
+    b"|",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"\n\n",
+    b"\\",
+    b"\\u",
+    b"\\ud83d",
+    b"\xff",
+    b"\xc3",
+]
+TOKENS += [
+    b"\0",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"&a *a ",
+    b"*b",
+    b"- ",
+    b": ",
+    b"#",
+    b"---\n",
+    b"!!python/name:os.system ",
+    b"%YAML 2.0\n",
+    b"null",
+    b"1e999",
+]
+TOKENS += [
+    "\u2028".encode(),
+    "\u0085".encode(),
+    b"```\n",
+    b"# ",
+    b"sep=;\n",
+    b'""',
+    b'{"prompt": "p", "completion": "c"}\n',
+    b"[" * 1100,
+    b"\x1a",
+]
 
 
 @dataclass
@@ -103,7 +205,9 @@ def as_table(rows: Rows, delimiter: str) -> str:
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow(cell if isinstance(cell, str) else "" if cell is None else as_json(cell) for cell in (row.get(key) for key in columns))
+        writer.writerow(
+            cell if isinstance(cell, str) else "" if cell is None else as_json(cell) for cell in (row.get(key) for key in columns)
+        )
     return text.getvalue()
 
 

@@ -3,6 +3,7 @@
 Chosen rows keep their order, and everything that is drawn is drawn from a seed, so that the same change gives the same rows.
 """
 
+import math
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from studio.datasets.rows import RowError, SourceRow
 from studio.datasets.store import RowStore, StoredRow
 from studio.errors import InvalidInput, NotFound
 
+MOST_DRAWN = 10_000_000  # rows of a mixture of smaller datasets
 MOST_PARTS = 20  # datasets that a split by a column may make
 
 
@@ -91,7 +93,9 @@ class Changes:
     def sample(self, record: DatasetRecord, rows: int, seed: int = 0) -> DatasetRecord:
         """Keep some rows, drawn by chance."""
         if not 0 < rows < record.rows:
-            raise InvalidInput(f"rows is {rows:,} and {record.name!r} has {record.rows:,}; give a number from 1 to {record.rows - 1:,}.")
+            raise InvalidInput(
+                f"The option rows is {rows:,} and {record.name!r} has {record.rows:,}; give a number from 1 to {record.rows - 1:,}."
+            )
         chosen = sorted(random.Random(seed).sample(range(record.rows), rows))
         store = self.library.store(record)
         return self.library.keep(_at(store, chosen), record, f"{rows:,} row(s) drawn with seed {seed}")
@@ -127,9 +131,11 @@ class Changes:
 
     def split(self, record: DatasetRecord, share: float, seed: int = 0) -> list[DatasetRecord]:
         """Two datasets of their own, the second with about this share of the rows, drawn by chance."""
-        second = round(record.rows * share)
+        second = round(record.rows * share) if math.isfinite(share) else 0
         if not 0 < second < record.rows:
-            raise InvalidInput(f"share is {share:g}, which leaves one part of {record.name!r} empty; give a share between 0 and 1.")
+            raise InvalidInput(
+                f"The option share is {share:g}, which leaves one part of {record.name!r} empty; give a share between 0 and 1."
+            )
         drawn = set(random.Random(seed).sample(range(record.rows), second))
         store = self.library.store(record)
         return self._parts(
@@ -178,9 +184,12 @@ class Changes:
         if not weights:
             said = "joined " + ", ".join(record.name for record in records)
             return self.library.keep((row for store in stores for row in store), records[0], said, name)
-        if len(weights) != len(records) or min(weights) < 0 or not sum(weights):
+        if len(weights) != len(records) or not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
             raise InvalidInput("The weights do not fit the datasets; give one number from 0 for each, and not 0 for all.")
-        wanted = rows or sum(len(store) for store in stores)
+        together = sum(len(store) for store in stores)
+        if rows > max(together, MOST_DRAWN):
+            raise InvalidInput(f"The option rows is {rows:,}; a mixture has at most {max(together, MOST_DRAWN):,}.")
+        wanted = rows or together
         drawn = _drawn([len(store) for store in stores], weights, wanted, random.Random(seed))
         said = "mixed " + ", ".join(f"{record.name} × {weight:g}" for record, weight in zip(records, weights, strict=True))
         return self.library.keep((stores[which].page(row, 1)[0] for which, row in drawn), records[0], said, name)

@@ -139,5 +139,5 @@ def _explain(error: Exception, dataset_id: str, revision: str) -> StudioError:
         if isinstance(error, kind):
             return refusal(sentence)
     named = error.strerror if isinstance(error, OSError) and error.filename else None  # not the path, which is this machine's
-    why = (named or str(error)).split("\n")[0][:160] or type(error).__name__
+    why = (named or str(error)).split("\n")[0].split(". ")[0][:160] or type(error).__name__
     return InvalidInput(f"The Hub gave no dataset {dataset_id!r} ({why}). Check the network, or upload its files.")

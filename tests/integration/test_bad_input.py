@@ -1,14 +1,10 @@
 """The command line as a user meets it: each mistake is one plain sentence, each command one JSON object."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,98 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from storage.database import Database
-from storage.repositories import Adapters, Bases, Datasets
 from studio.errors import IncompatibleAdapter
 from studio.services import Studio
-from tests.conftest import ROOT, tiny_settings
+from tests.commands import GOOD, Outcome, Shell
+from tests.conftest import tiny_settings
 from tests.tiny import save_base
 
 STEPS = ["--set", "quantization=fp32", "--set", "rank=2", "--set", "max_steps=2"]
-ENVIRONMENT = {"STUDIO_BASE": "tiny", "STUDIO_QUANTIZATION": "fp32", "STUDIO_LEASE_S": "4", "STUDIO_HUB_TIMEOUT_S": "0.5"}
-FETCH_STEPS = ("copying", "computing", "measuring")  # what a fetch has told before it went wrong
-GOOD = '{"prompt": "Hello", "completion": "Good day!"}\n'
-
-
-def first_word(text: str) -> str:
-    return text.partition(" ")[0]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left on its three ways out."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one object on stdout."""
-        assert self.status == 0, self.err
-        assert self.out.count("\n") == 1
-        value = json.loads(self.out)
-        assert isinstance(value, dict)
-        return value
-
-
-class Shell:
-    """The command line on one home: `run` in this process, `start` in one of its own."""
-
-    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self.home, self.monkeypatch, self.capfd = home, monkeypatch, capfd
-        for name in [n for n in os.environ if n.startswith("STUDIO_")]:
-            monkeypatch.delenv(name)
-        for name, value in {**ENVIRONMENT, "STUDIO_HOME": str(home)}.items():
-            monkeypatch.setenv(name, value)
-
-    def run(self, *arguments: str | Path) -> Outcome:
-        """As `python -m studio …`, without the seconds that the imports take."""
-        from studio.__main__ import main
-
-        self.monkeypatch.setattr(sys, "argv", ["studio", *map(str, arguments)])
-        self.capfd.readouterr()
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Outcome(status, *self.capfd.readouterr())
-
-    def start(self, *arguments: str | Path) -> Outcome:
-        """As a person types it."""
-        command = [sys.executable, "-m", "studio", *map(str, arguments)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-        return Outcome(result.returncode, result.stdout, result.stderr)
-
-    def refuse(self, *arguments: str | Path, start: bool = False) -> str:
-        """The one sentence with which a command refuses; nothing that is kept has changed."""
-        before = self.kept()
-        outcome = (self.start if start else self.run)(*arguments, "--json")
-        assert (outcome.status, outcome.out) == (2, ""), outcome
-        *steps, sentence = outcome.err.strip().splitlines()
-        assert "Traceback" not in outcome.err and len(sentence) < 700, outcome.err
-        assert all(step in FETCH_STEPS for step in map(first_word, steps)) and (not steps or arguments[0] == "base"), steps
-        assert sentence[0].isupper() or sentence[0] in "'\"" or re.match(r"[\w.-]+, line \d+", sentence), sentence
-        assert sentence.endswith("."), sentence
-        assert ".partial-" not in sentence and str(self.home) not in sentence, sentence
-        assert self.kept() == before
-        return sentence
-
-    def kept(self) -> dict[str, Any]:
-        """All records, all jobs, and every folder of the rooms, half-written ones too."""
-        database = Database(f"sqlite:///{self.home / 'studio.db'}")
-        records = {kind.__name__: kind(database).all() for kind in (Bases, Datasets, Adapters)}
-        with database.read() as session:
-            jobs = session.connection().exec_driver_sql("SELECT id, state FROM job ORDER BY id").fetchall()
-        database.close()
-        rooms = {room: sorted(p.name for p in (self.home / room).iterdir()) for room in ("bases", "datasets", "adapters")}
-        return {**records, "jobs": jobs, **rooms}
-
-    def write(self, name: str, content: str | bytes = GOOD) -> Path:
-        path = self.home.parent / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +52,17 @@ def second_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("empty.jsonl", "", ["'empty.jsonl' is empty", "at least one row"]),
         ("blank.csv", "\n \n", ["'blank.csv' is empty"]),
-        ("header.csv", "prompt,completion\n", ["'header.csv' has a header but no rows", "add at least one example"]),
+        ("header.csv", "prompt,completion\n", ["no rows in header.csv", "add at least one example"]),
         ("bad.jsonl", GOOD * 2 + '{"prompt": \n' + GOOD, ["bad.jsonl, line 3", "not valid JSON", "Nothing was added"]),
         ("bad.json", f"[{GOOD},\n{GOOD}\n{GOOD}]", ["bad.json, line 5", "comma"]),
-        ("latin.jsonl", '{"prompt": "café", "completion": "c"}'.encode("latin-1"), ["'latin.jsonl' is not UTF-8", "line 1", "0xe9"]),
+        ("utf16.csv", b"\xff\xfea\x00,\x00\x00\xd8", ["'utf16.csv' begins as UTF-16", "save it again with the encoding UTF-8"]),
         ("columns.csv", "colour,size\nred,3\n", ["columns are colour, size", "prompt and completion", "map a role"]),
         ("field.jsonl", GOOD + '{"prompt": "Hello"}\n', ["line 2, field 'completion'", "missing", "add it or delete the row"]),
         ("answer.jsonl", GOOD + '{"prompt": "Hello", "completion": " "}\n', ["line 2, field 'completion'", "empty"]),
         ("cells.csv", "prompt,completion\np,c\na,b,c\n", ["cells.csv, line 3", "3 cells", "header has 2", "quotes"]),
-        ("surrogate.json", '[{"prompt": "p", "completion": "\\ud83d"}]', ["line 1", "half of a character"]),
-        ("rows.txt", GOOD, ["'rows.txt' ends in .txt", ".jsonl, .json, .csv"]),
+        ("surrogate.json", '[{"prompt": "p", "completion": "\\ud83d"}]', ["line 1", "half of a character", "write the whole character"]),
+        ("rows.docx", GOOD, ["'rows.docx' ends in .docx", ".jsonl", ".csv", ".xlsx"]),
+        ("nul.txt", "a\0b", ["'nul.txt' is not text", "line 1 holds a NUL byte", "one with the right ending"]),
         ("list.jsonl", GOOD + "[1, 2]\n", ["line 2", "not an object"]),
         ("lists.jsonl", "[1, 2]\n", ["The first row is a list, not an object", "write each row as"]),
     ],
@@ -321,7 +233,7 @@ def test_a_dataset_that_a_queued_job_needs_stays(shell: Shell) -> None:
     assert "'Boy wizard' is needed by 1 unfinished job(s); cancel them first or wait" in shell.refuse("dataset", "rm", "Boy wizard")
     assert shell.run("job", "cancel", job, "--json").json == {"job": job, "state": "cancelled", "cancel_requested": False}
     assert "is cancelled already" in shell.refuse("job", "cancel", job)
-    assert shell.run("dataset", "rm", "Boy wizard", "--json").json == {"removed": "Boy wizard"}
+    assert shell.run("dataset", "rm", "Boy wizard", "--json").json == {"removed": "Boy wizard", "adapters_that_learned_from_it": []}
 
 
 def test_a_job_whose_dataset_was_deleted_meanwhile_cannot_be_retried_into_a_riddle(shell: Shell) -> None:
@@ -554,8 +466,9 @@ def test_a_dataset_comes_is_shown_and_goes(shell: Shell) -> None:
     assert shell.run("dataset", "list", "--json").json["datasets"][0]["name"] == "mine"
     shown = shell.run("dataset", "show", "mine", "--rows", "1", "--json").json
     expected = [[{"role": "user", "content": "Hallo"}, {"role": "assistant", "content": "Guten Tag!"}]]
-    assert shown == added | {"preview": expected}
-    assert shell.run("dataset", "rm", "mine", "--json").json == {"removed": "mine"}
+    rows = [{"conversation": expected[0], "extra": {}, "line": 2, "file": "mine.csv"}]
+    assert shown == added | {"preview": expected, "rows_shown": rows}
+    assert shell.run("dataset", "rm", "mine", "--json").json == {"removed": "mine", "adapters_that_learned_from_it": []}
     assert not (shell.home / "datasets" / added["id"]).exists()
 
 
@@ -588,7 +501,7 @@ def test_logs_never_mix_with_the_object_on_stdout(shell: Shell) -> None:
 def test_what_a_person_reads_without_json_is_short_and_plain(shell: Shell) -> None:
     readers: dict[tuple[str, ...], Callable[[str], bool]] = {
         ("adapter", "list"): lambda text: text.startswith("bird  LoRA, rank 2"),
-        ("dataset", "list"): lambda text: "Angry bird  96 rows  messages" in text,
+        ("dataset", "list"): lambda text: "Angry bird  version 1  96 rows  messages" in text,
         ("base", "list"): lambda text: text.startswith("tiny"),
         ("job", "list"): lambda text: "done  bird" in text,
     }

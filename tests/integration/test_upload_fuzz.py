@@ -32,7 +32,7 @@ from studio.datasets.forms import KINDS, RowReader, choose_form
 from studio.datasets.ingest import LOOKED_AT, Options, ingest
 from studio.datasets.reading import Limits, read_files
 from studio.datasets.rows import RowError, SourceRow
-from studio.datasets.store import RowStore, StoredRow
+from studio.datasets.store import StoredRow
 from studio.errors import InvalidInput
 from tests.fuzzing import FORMS, INNER, PROSE, SHARES, SLOW, Source, Upload, as_text, write
 from tests.workbooks import write_xlsx

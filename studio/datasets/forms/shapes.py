@@ -6,7 +6,19 @@ from typing import Any
 
 from studio.datasets.forms.conversation import TEXT, Conversation
 from studio.datasets.forms.faults import Fault, described
-from studio.datasets.forms.turns import EXACT, OPENAI, SHAREGPT, Dialect, Findings, check_order, note_other_keys, read_text, read_turns, role_key_of, turn_list
+from studio.datasets.forms.turns import (
+    EXACT,
+    OPENAI,
+    SHAREGPT,
+    Dialect,
+    Findings,
+    check_order,
+    note_other_keys,
+    read_text,
+    read_turns,
+    role_key_of,
+    turn_list,
+)
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]

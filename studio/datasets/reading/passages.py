@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 
+import orjson
+
 from studio.datasets.reading.documents import Rows
 from studio.datasets.reading.text import Text
 from studio.datasets.rows import SourceRow
@@ -24,6 +26,7 @@ def read_passages(text: Text) -> Rows:
     text.check_lines()
     markdown = text.document.suffix == ".md"
     passage, start = "", 0
+    _tell_json_lines(text)
     for line, piece, heading in _paragraphs(text, markdown):
         if passage.strip() and (heading or len(passage) + len(piece) > PASSAGE_CHARACTERS):
             yield SourceRow(start, {"text": passage.rstrip().lstrip("\n")}, text.document.file)
@@ -33,6 +36,17 @@ def read_passages(text: Text) -> Rows:
         passage += piece
     if passage.strip():
         yield SourceRow(start, {"text": passage.rstrip().lstrip("\n")}, text.document.file)
+
+
+def _tell_json_lines(text: Text) -> None:
+    """Rows of JSON in a file with the wrong ending would be trained with their brackets."""
+    first = next((line for _, line in _lines(text) if line.strip()), "")
+    try:
+        rows = first.lstrip().startswith("{") and isinstance(orjson.loads(first), dict)
+    except orjson.JSONDecodeError:
+        return
+    if rows:
+        text.document.tell("looks like JSON Lines and was read as plain text; rename it to .jsonl if its lines are rows.")
 
 
 def _paragraphs(text: Text, markdown: bool) -> Iterator[Piece]:
