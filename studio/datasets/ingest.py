@@ -135,9 +135,10 @@ def _write(
             writer.add_block(item)
             progress(writer.rows)
             continue
+        if isinstance(item, RowError):
+            errors.add(item)
+            continue
         try:
-            if isinstance(item, RowError):
-                raise item
             conversation, extra = reader(item)
         except RowError as error:
             errors.add(error)

@@ -14,7 +14,7 @@ from typing import BinaryIO, TextIO
 from studio.datasets.reading.documents import Document
 from studio.datasets.reading.limits import megabytes
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18  # small enough for a cache, since each piece is looked through several times
 BYTE_BY_BYTE = "studio-windows-1252"
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
