@@ -48,6 +48,7 @@ class RowReader:
     """
 
     def __init__(self, fit: Fit, system: str = "") -> None:
+        self.form = fit.form
         self._columns, self._used = fit.mapping, frozenset(fit.mapping.values())
         self._read = READERS[fit.form]
         self._plain = fit.mapping["messages"] if fit.form == "messages" else ""
