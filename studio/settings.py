@@ -80,7 +80,7 @@ def load_settings() -> Settings:
         raise InvalidInput(f"The environment variable {name} is {first['input']!r}: {first['msg']}. Change or unset it.") from None
     # Both must be set before gradio and transformers are imported for the first time.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # a report and a training tokenize many rows at once
     return settings
 
 
