@@ -188,6 +188,15 @@ def test_sizes_that_lie_change_nothing(tmp_path: Path) -> None:
     assert "\n".join(texts).encode() + b"\n" == content
 
 
+def test_a_damaged_name_does_not_fill_the_page_with_bytes(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.zip", {"a.txt": random.Random(0).randbytes(30_000)})
+    data = bytearray(path.read_bytes())
+    data[26:28] = (20_000).to_bytes(2, "little")  # as long is the name in the member's own header
+    path.write_bytes(data)
+    message = refusal(path)
+    assert "is damaged at 'a.txt'" in message and message.endswith("pack it again.") and len(message) < 300
+
+
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.zip", {"a.txt": b"x" * 999, "b.txt": b"y" * 999})
     data = bytearray(path.read_bytes())
