@@ -10,7 +10,7 @@ from studio.errors import InvalidInput
 
 SHOWN, KEPT = 100, 10_000
 COLUMNS = ("file", "line", "column", "field", "kind", "what", "excerpt", "how to mend it")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run when it opens the table
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n")  # what a spreadsheet would run when it opens the table
 
 
 @dataclass

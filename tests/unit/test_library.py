@@ -11,7 +11,7 @@ import pytest
 
 from storage.database import Database
 from storage.repositories import Datasets
-from studio.datasets.errors import BadRows
+from studio.datasets.errors import FORMULA, BadRows
 from studio.datasets.ingest import Options
 from studio.datasets.library import DatasetLibrary
 from studio.datasets.reading import Limits
@@ -122,7 +122,7 @@ def test_a_file_without_one_right_row_is_refused_even_where_wrong_ones_may_be_le
     assert library.all() == [] and folders(library) == []
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+cmd", "-2", "@SUM(A1)"])
+@pytest.mark.parametrize("cell", ["=1+1", "+cmd", "-2", "@SUM(A1)", "＝1+1", "\t=1", "\n=1"])
 def test_a_spreadsheet_does_not_run_what_an_error_quotes(library: DatasetLibrary, tmp_path: Path, cell: str) -> None:
     with pytest.raises(BadRows) as caught:
         library.add(
@@ -139,7 +139,7 @@ def test_a_spreadsheet_does_not_run_what_an_error_quotes(library: DatasetLibrary
             "bad",
         )
     rows = list(csv.reader(caught.value.errors.as_csv().splitlines()))
-    assert len(rows) > 1 and not [text for row in rows for text in row if text.startswith(("=", "+", "-", "@"))]
+    assert len(rows) > 1 and not [text for row in rows for text in row if text.startswith(FORMULA)]
 
 
 def test_a_mapping_and_a_system_prompt_hold_for_all_rows(library: DatasetLibrary, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from studio.datasets.reading import SUFFIXES, Limits, read_files
+from studio.datasets.reading import SUFFIXES, Limits, passages, read_files
 from studio.datasets.reading.limits import KIB, MIB
 from studio.datasets.rows import SourceRow
 from studio.errors import InvalidInput
@@ -123,6 +123,26 @@ def test_a_billion_columns_on_one_line_are_refused_while_they_are_made(tmp_path:
     assert "on line 1" in message and peak < 16 * MIB
 
 
+def test_a_text_on_one_line_is_cut_without_being_copied_for_each_passage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cut copied the rest of the line: 15 MB on one line took most of a minute."""
+    looked = 0
+
+    def counted(window: str) -> int:
+        nonlocal looked
+        looked += len(window)
+        return len(window)
+
+    monkeypatch.setattr(passages, "_cut", counted)
+    (tmp_path / "a.txt").write_bytes(b"word " * (MIB // 5))
+    rows = list(read_files([tmp_path / "a.txt"], BIG, []))
+    assert len(rows) > 500 and looked <= 2 * MIB
+
+
+def test_an_object_of_very_many_lists_is_refused_when_they_are_too_many(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"{" + b",".join(b'"k%d":[{}]' % n for n in range(3_000)) + b"}")
+    assert "holds more than 1,000 lists" in refusal(tmp_path / "a.json")
+
+
 def test_brackets_without_end_are_refused(tmp_path: Path) -> None:
     for name, text in (("a.json", b"[" * 3_000_000), ("a.json", b'{"a":' * 1_000_000), ("a.jsonl", b"[" * 3_000_000)):
         (tmp_path / name).write_bytes(text)
@@ -166,6 +186,15 @@ def test_sizes_that_lie_change_nothing(tmp_path: Path) -> None:
     path.write_bytes(data)
     texts = [row.value["text"] for row in read_files([path], BIG, []) if isinstance(row, SourceRow)]
     assert "\n".join(texts).encode() + b"\n" == content
+
+
+def test_a_damaged_name_does_not_fill_the_page_with_bytes(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.zip", {"a.txt": random.Random(0).randbytes(30_000)})
+    data = bytearray(path.read_bytes())
+    data[26:28] = (20_000).to_bytes(2, "little")  # as long is the name in the member's own header
+    path.write_bytes(data)
+    message = refusal(path)
+    assert "is damaged at 'a.txt'" in message and message.endswith("pack it again.") and len(message) < 300
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
@@ -264,6 +293,28 @@ def test_yaml_that_grows_or_has_no_end_is_refused(tmp_path: Path, text: str, wor
 
 def test_large_yaml_is_refused(tmp_path: Path) -> None:
     assert "YAML of more than 32.0 MB" in refusal(write_large(tmp_path / "a.yaml", b"", b"- x\n" * KIB, 33 * MIB))
+
+
+@pytest.mark.parametrize("text", ["[" + "a," * 1_000_001 + "]", "- a\n" * 1_000_001, "[" + "[]," * 1_000_001 + "]"])
+def test_yaml_of_very_many_values_is_refused_before_it_is_built(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    assert "YAML of more than 1,000,000 values; write it as JSON Lines" in refusal(tmp_path / "a.yaml")
+
+
+def test_entities_of_a_workbook_are_not_expanded(tmp_path: Path) -> None:
+    laughs = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10 if n else "ha"}">' for n in range(10))
+    path = write_xlsx(tmp_path / "a.xlsx", {1: ["a"], 2: ["x"]})
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = parts["xl/worksheets/sheet1.xml"].decode().replace("?>", f"?><!DOCTYPE worksheet [{laughs}]>", 1).replace(">x<", ">&l9;<")
+    assert "&l9;" in sheet
+    pack(path, parts | {"xl/worksheets/sheet1.xml": sheet.encode()})
+    try:
+        rows = list(read_files([path], BIG, []))
+    except InvalidInput as error:
+        assert "cannot be read" in str(error) or "could not be read" in str(error)
+    else:
+        assert len(str(rows)) < 1_000
 
 
 def test_yaml_makes_nothing_but_plain_data(tmp_path: Path) -> None:

@@ -98,7 +98,13 @@ def _next_chunk(document: Document, stream: _Readable) -> bytes:
     try:
         return stream.read(CHUNK)
     except DAMAGE as error:
-        raise document.refuse(f"is damaged and cannot be unpacked ({str(error) or type(error).__name__}); pack it again.") from None
+        raise document.refuse(f"is damaged and cannot be unpacked ({short(error)}); pack it again.") from None
+
+
+def short(error: Exception) -> str:
+    """What a library says of damage, without the pages of bytes that it may quote."""
+    why = str(error) or type(error).__name__
+    return why if len(why) <= 120 else why[:119] + "…"
 
 
 def _write(target: io.FileIO, chunk: bytes) -> None:
@@ -133,7 +139,7 @@ def _unpack_zip(document: Document, endings: tuple[str, ...], budget: Budget) ->
         except _TooMany:
             raise document.refuse(f"holds more than {limit:,} files; pack fewer of them.") from None
         except DAMAGE as error:
-            raise document.refuse(f"is no zip, or a damaged one ({error}); pack it again.") from None
+            raise document.refuse(f"is no zip, or a damaged one ({short(error)}); pack it again.") from None
         with archive:
             members = _checked_members(document, archive)
             skipped = []
@@ -159,7 +165,7 @@ def _unpack_member(
     try:
         stream = archive.open(member)
     except DAMAGE as error:
-        raise document.refuse(f"is damaged at {member.filename!r} ({error}); pack it again.") from None
+        raise document.refuse(f"is damaged at {member.filename!r} ({short(error)}); pack it again.") from None
     with stream, _copied(inner, stream, lambda: member.compress_size, budget) as path:
         yield from unpack(replace(inner, path=path), endings, budget)
 

@@ -13,6 +13,7 @@ from studio.datasets.reading.text import Text
 from studio.datasets.rows import RowError, SourceRow
 
 FIX = "check commas, quotes and brackets here"
+LISTS = 1_000  # of an object that are looked at for the rows
 TURNS = ({"role", "content"}, {"from", "value"})
 
 
@@ -132,6 +133,7 @@ class _Outline:
     """The first object of a text: the keys that hold lists of objects, where it ends and what follows."""
 
     def __init__(self, text: Text) -> None:
+        self._document = text.document
         self.lists: list[str] = []
         self.broken: BrokenJson | None = None
         self.next, self.lines = b"", 1
@@ -163,6 +165,8 @@ class _Outline:
             value = {}
         if not any(turn <= set(value) for turn in TURNS):
             self.lists.append(key)
+            if len(self.lists) > LISTS:
+                raise self._document.refuse(f"holds more than {LISTS:,} lists; put the rows into one list, or under the name 'data'.")
         scanner.skip(depth=1)
 
 

@@ -65,18 +65,18 @@ def _paragraphs(text: Text, markdown: bool) -> Iterator[Piece]:
         paragraph += "\n" if blank else line
         fenced ^= markdown and bool(FENCE.match(line))
         ended = blank and not fenced
-        while len(paragraph) > PASSAGE_CHARACTERS and not blank:
-            cut = _cut(paragraph)
-            yield start, paragraph[:cut], heading
-            paragraph, heading = paragraph[cut:], False
-            start = number
+        at = 0  # cutting the paragraph itself again and again would copy a long one thousands of times
+        while len(paragraph) - at > PASSAGE_CHARACTERS and not blank:
+            cut = at + _cut(paragraph[at : at + PASSAGE_CHARACTERS])
+            yield start, paragraph[at:cut], heading
+            at, start, heading = cut, number, False
+        paragraph = paragraph[at:]
     if paragraph:
         yield start, paragraph, heading
 
 
-def _cut(paragraph: str) -> int:
-    """Where a paragraph of one long line is cut: behind a sentence, else behind a word, else anywhere."""
-    window = paragraph[:PASSAGE_CHARACTERS]
+def _cut(window: str) -> int:
+    """Where a passage of one long line is cut: behind a sentence, else behind a word, else at its end."""
     ends = [match.end() for match in SENTENCE_END.finditer(window)]
     if ends and ends[-1] > PASSAGE_CHARACTERS // 2:
         return ends[-1]

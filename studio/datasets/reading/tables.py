@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import orjson
 
-from studio.datasets.reading.archives import DAMAGE
+from studio.datasets.reading.archives import DAMAGE, short
 from studio.datasets.reading.columns import named_columns
 from studio.datasets.reading.documents import Document, Rows
 from studio.datasets.reading.limits import GIB, MIB, megabytes
@@ -111,4 +111,4 @@ def _check_unpacked_size(document: Document) -> None:
                             raise document.refuse(f"unpacks to more than {megabytes(limit)}; save it as CSV, or split it into parts.")
     except DAMAGE as error:
         hint = "it may be locked with a password, or of another kind than its ending says"
-        raise document.refuse(f"cannot be opened as a workbook ({error}): {hint}; save it again as .xlsx or CSV.") from None
+        raise document.refuse(f"cannot be opened as a workbook ({short(error)}): {hint}; save it again as .xlsx or CSV.") from None

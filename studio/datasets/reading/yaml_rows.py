@@ -14,7 +14,8 @@ from studio.datasets.reading.places import excerpt
 from studio.datasets.reading.text import Text
 from studio.datasets.rows import RowError, SourceRow
 
-YAML_BYTES = 32 * MIB  # it is held as a whole, as some dozen times its size
+YAML_BYTES = 32 * MIB
+NODES = 1_000_000  # the file is held as a whole, with some hundred bytes for each text, list and object in it
 DEPTH = 100
 ALIASED_BYTES = 4 * MIB  # what aliases may add to what is written
 KIND = "not YAML"
@@ -59,11 +60,14 @@ def _not_yaml(text: Text, content: bytes, why: str, line: int, column: int) -> R
 
 
 def _check_shape(text: Text, events: Iterator[Any]) -> None:
-    """Walk through once without building anything: an alias inside its own anchor and deep nesting end here."""
+    """Walk through once without building anything: deep nesting and more values than can be held end here."""
     import yaml
 
-    depth = 0
+    depth = nodes = 0
     for event in events:
+        nodes += isinstance(event, yaml.NodeEvent)
+        if nodes > NODES:
+            raise text.document.refuse(f"is YAML of more than {NODES:,} values; write it as JSON Lines, which has no such limit.")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEPTH:
