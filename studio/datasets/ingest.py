@@ -5,7 +5,7 @@ Each file has the form that its own first rows tell, unless one was chosen for a
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from studio.datasets.rows import RowError, SourceRow
 from studio.datasets.store import RowWriter
 from studio.errors import InvalidInput
 
-LOOKED_AT = 256  # rows from which the form is told
+LOOKED_AT, LOOKED_BYTES = 256, 32 * 2**20  # rows from which the form is told, and where they are long, bytes
 TOLD_EVERY = 5_000  # rows between two words on the progress
 Counted = Callable[[int], None]  # rows so far
 Item = SourceRow | RowError | LineBlock
@@ -113,15 +113,23 @@ def _ingest_file(items: Iterator[Item], options: Options, writer: RowWriter, err
 
 
 def _take_head(items: Iterator[Item], errors: ErrorLog) -> tuple[list[SourceRow], Iterator[SourceRow]]:
-    """The first rows that could be read, at most `LOOKED_AT`, and the rest of the block in which they end."""
+    """The first rows that could be read, and the rest of the block in which they end."""
     head: list[SourceRow] = []
+    size = 0
     rest: Iterator[SourceRow] = iter(())
     for item in items:
         rest = _right(item.rows() if isinstance(item, LineBlock) else (item,), errors)
-        head += islice(rest, LOOKED_AT - len(head))
-        if len(head) == LOOKED_AT:
-            break
+        for row in rest:
+            head.append(row)
+            size += len(repr(row.value))
+            if _is_enough(len(head), size):
+                return head, rest
     return head, rest
+
+
+def _is_enough(rows: int, size_bytes: int) -> bool:
+    """Whether so many rows are looked at to find the form; all of them are in memory."""
+    return rows >= LOOKED_AT or size_bytes >= LOOKED_BYTES
 
 
 def _right(rows: Iterable[SourceRow | RowError], errors: ErrorLog) -> Iterator[SourceRow]:
@@ -157,17 +165,31 @@ def _write(
 def inspect(paths: Sequence[Path], options: Options, limits: Limits, samples: int = 3) -> Inspection:
     """Look at the first rows of the first file: which forms are possible, and what the rows become.
 
+    Where the form was to be found and none fits, `chosen` is None and the notices say why.
+
     Raises:
-        InvalidInput: the file is refused, or the chosen form is not possible.
+        InvalidInput: the file is refused, or the form that the user chose is not possible.
     """
     notices: list[str] = []
-    head = list(islice(read_files(paths[:1], limits, notices), LOOKED_AT))
+    head: list[SourceRow | RowError] = []
+    size = 0
+    for row in read_files(paths[:1], limits, notices):
+        head.append(row)
+        size += len(repr(row.value)) if isinstance(row, SourceRow) else 0
+        if _is_enough(len(head), size):
+            break
     rows = [row for row in head if isinstance(row, SourceRow)]
     values = [row.value for row in rows]
     columns = list(dict.fromkeys(key for value in values if isinstance(value, dict) for key in value))
     fits = find_forms(values)
-    possible = bool(fits) or options.form != "auto"
-    chosen = choose_form(values, options.form, options.mapping) if possible and values else None
+    chosen = None
+    if values and (fits or options.form != "auto"):
+        try:
+            chosen = choose_form(values, options.form, options.mapping)
+        except InvalidInput as error:
+            if options.form != "auto" or options.mapping:
+                raise
+            notices.append(str(error))  # the page asks for a form and its columns
     looked = [
         _look(RowReader(chosen, options.system), row) if chosen else Sample(row.line, row.value, None, None) for row in rows[:samples]
     ]

@@ -12,6 +12,7 @@ import pytest
 from storage.database import Database
 from storage.repositories import Datasets
 from studio.datasets.errors import FORMULA, BadRows
+from studio.datasets.forms import choose_form
 from studio.datasets.ingest import Options
 from studio.datasets.library import DatasetLibrary
 from studio.datasets.reading import Limits
@@ -162,6 +163,24 @@ def test_a_first_look_tells_forms_columns_and_what_rows_become(library: DatasetL
     assert first.conversation is not None and first.conversation[1]["content"] == "Answer 1" and first.raw == pair(1)
     assert second.conversation is None and second.error is not None and second.error.line == 2
     assert library.all() == []
+
+
+def test_a_first_look_leaves_the_form_to_the_user_where_none_fits(library: DatasetLibrary, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "odd.jsonl", [{"question": {"a": 1}, "reply": [[n]]} for n in range(5)])
+    found = library.inspect([path])
+    assert found.chosen is None and found.samples[0].raw == {"question": {"a": 1}, "reply": [[0]]}
+    assert not found.fits or "no row can be read" in found.notices[-1]
+    with pytest.raises(InvalidInput):
+        library.inspect([path], Options(mapping={"prompt": "nothing"}))
+
+
+def test_few_rows_are_held_at_once_where_they_are_long(library: DatasetLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps([{"prompt": f"{n}", "completion": "x" * 4000} for n in range(200)]), encoding="utf-8")
+    seen = []
+    monkeypatch.setattr("studio.datasets.ingest.LOOKED_BYTES", 10_000)
+    monkeypatch.setattr("studio.datasets.ingest.choose_form", lambda values, *more: seen.append(len(values)) or choose_form(values, *more))
+    assert library.add([path], "long").rows == 200 and seen == [3]
 
 
 def test_what_is_exported_and_uploaded_again_has_the_same_hash(library: DatasetLibrary, tmp_path: Path) -> None:
