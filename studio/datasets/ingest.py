@@ -13,7 +13,7 @@ from typing import Any
 from studio.datasets.blocks import PlainBlock, plain_blocks
 from studio.datasets.errors import BadRows, ErrorLog
 from studio.datasets.forms import Conversation, Fit, RowReader, choose_form, find_forms
-from studio.datasets.reading import LineBlock, Limits, read_blocks, read_files
+from studio.datasets.reading import Limits, LineBlock, read_blocks, read_files
 from studio.datasets.rows import RowError, SourceRow
 from studio.datasets.store import RowWriter
 from studio.errors import InvalidInput
@@ -90,19 +90,28 @@ def ingest(paths: Sequence[Path], options: Options, limits: Limits, target: Path
     errors, forms, adapted = ErrorLog(), set[str](), list[str]()
     with RowWriter(target) as writer:
         for _, items in groupby(read_blocks(paths, limits, notices), key=attrgetter("file")):
-            head, rest = _take_head(items, errors)
-            if not head:
-                continue
-            fit = choose_form([row.value for row in head], options.form, options.mapping)
-            reader = RowReader(fit, options.system)
-            _write(chain(head, rest, plain_blocks(items, reader.plain_column)), reader, writer, errors, progress)
-            forms.add(fit.form)
-            adapted += reader.notices
+            found = _ingest_file(items, options, writer, errors, progress)
+            if found:
+                forms.add(found[0])
+                adapted += found[1]
     if errors.total and not (options.drop and writer.rows):
         raise BadRows(errors, writer.rows)
     if not writer.rows:
         raise InvalidInput(f"There are no rows in {', '.join(path.name for path in paths)}; add at least one example.")
     return Ingested(" + ".join(sorted(forms)), writer.rows, writer.turns, writer.content_hash, notices + adapted, errors)
+
+
+def _ingest_file(
+    items: Iterator[Item], options: Options, writer: RowWriter, errors: ErrorLog, progress: Counted
+) -> tuple[str, list[str]] | None:
+    """Write the rows of one file; its form and what was adapted, None where no row could be read."""
+    head, rest = _take_head(items, errors)
+    if not head:
+        return None
+    fit = choose_form([row.value for row in head], options.form, options.mapping)
+    reader = RowReader(fit, options.system)
+    _write(chain(head, rest, plain_blocks(items, reader.plain_column)), reader, writer, errors, progress)
+    return fit.form, reader.notices
 
 
 def _take_head(items: Iterator[Item], errors: ErrorLog) -> tuple[list[SourceRow], Iterator[SourceRow]]:

@@ -30,7 +30,7 @@ from studio.datasets.reading.yaml_rows import read_yaml
 from studio.datasets.rows import RowError, SourceRow
 from studio.errors import InvalidInput
 
-__all__ = ["SUFFIXES", "LineBlock", "Limits", "pasted_suffix", "read_blocks", "read_files"]
+__all__ = ["SUFFIXES", "Limits", "LineBlock", "pasted_suffix", "read_blocks", "read_files"]
 
 
 def _read_lines_or_array(text: Text) -> Items:
