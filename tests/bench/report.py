@@ -1,12 +1,13 @@
 """The report on a dataset, on chats of two to four turns: seconds by the clock and of the processors, progress, how soon it stops, memory.
 
-Usage: python -m tests.bench.report [--rows 50000] [--without-rendering]. Prints one JSON object. Rows are made slice by slice from a seed,
-with exact and near duplicates, as they would be read from Arrow.
+Usage: python -m tests.bench.report [--rows 50000] [--without-rendering]. Prints one JSON object. Rows are made from a seed, with exact and
+near duplicates, and stored as a dataset's are.
 """
 
 import argparse
 import json
 import random
+import tempfile
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -17,6 +18,7 @@ from studio.bases.loading import load_tokenizer
 from studio.datasets import report
 from studio.datasets.forms import Conversation
 from studio.datasets.rendering import Example, Renderer
+from studio.datasets.store import RowStore, RowWriter
 from studio.services import Studio
 from studio.settings import load_settings
 
@@ -24,17 +26,15 @@ HELD_OUT = Path(report.__file__).parent.parent / "bases" / "held_out.txt"
 
 
 class Chats:
-    """`fetch(offset, limit)` for a dataset of `count` chats; one in fifty repeats another, one in fifty nearly so."""
+    """A stored dataset of `count` chats; one in fifty repeats another, one in fifty nearly so."""
 
-    def __init__(self, count: int) -> None:
-        self.count, self.seconds = count, 0.0
+    def __init__(self, count: int, folder: Path) -> None:
+        self.count = count
         self.words = HELD_OUT.read_text(encoding="utf-8").split()
-
-    def fetch(self, offset: int, limit: int) -> list[Conversation]:
-        started = time.perf_counter()
-        rows = [self.row(index) for index in range(offset, min(offset + limit, self.count))]
-        self.seconds += time.perf_counter() - started
-        return rows
+        with RowWriter(folder / "rows.arrow") as writer:
+            for index in range(count):
+                writer.add(self.row(index), {}, index, "chats.jsonl")
+        self.fetch = RowStore(folder / "rows.arrow").fetch
 
     def row(self, index: int) -> Conversation:
         source = index - 40 if index % 50 in (48, 49) else index
@@ -65,7 +65,6 @@ def whole(chats: Chats, tokenizer: object) -> dict[str, float]:
     return {
         "seconds": round(ended - started, 2),
         "cpu_s": round(time.process_time() - worked, 2),
-        "fetch_s": round(chats.seconds, 2),
         "longest_silence_s": round(max(b - a for a, b in zip([started, *told], [*told, ended], strict=True)), 3),
         "grown_mb": round((peak - before) / 2**20, 1),
         "tokens": found.tokens,
@@ -98,12 +97,14 @@ def main() -> None:
         studio.close()
     tokenizer = load_tokenizer(base)
     result = {"rows": arguments.rows, "rendered": not arguments.without_rendering}
-    if arguments.without_rendering:
-        same = Example(list(range(120)), [False] * 60 + [True] * 60)
-        with patch.object(Renderer, "render_each", lambda renderer, rows: [same for _ in rows]):
-            result |= whole(Chats(arguments.rows), tokenizer)
-    else:
-        result |= whole(Chats(arguments.rows), tokenizer) | {"stop_s": stopped(Chats(arguments.rows), tokenizer)}
+    with tempfile.TemporaryDirectory() as folder:
+        chats = Chats(arguments.rows, Path(folder))
+        if arguments.without_rendering:
+            same = Example(list(range(120)), [False] * 60 + [True] * 60)
+            with patch.object(Renderer, "render_each", lambda renderer, rows: [same for _ in rows]):
+                result |= whole(chats, tokenizer)
+        else:
+            result |= whole(chats, tokenizer) | {"stop_s": stopped(chats, tokenizer)}
     print(json.dumps(result))
 
 

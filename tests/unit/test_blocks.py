@@ -26,25 +26,8 @@ PLAIN = json.dumps({"messages": TURNS}).encode()
 TOKENS = [
     *(b'{|}|[|]|"|,|:|null|true|1|-0.5|NaN|{}|[]|""|" "|}{|} null {|}\n{|}\r\n{|\n|\r|\r\n|\n\n| |\t|\x0b|\x1f|\x7f'.split(b"|")),
     *(rb"\n|\u0000|\u0020|\u00a0|\u3000|\ud800|\udc00|\ud83d\ude00|\x|\/|\\|\"|\u12".split(b"|")),
-    *(
-        [
-            '"role"',
-            '"content"',
-            '"role":"user"',
-            '"content":"b"',
-            '"messages"',
-            '"messages":[]',
-            '"id":1',
-            "system",
-            "user",
-            "assistant",
-            "ü",
-            "\u2028",
-            "\xa0",
-            "😀",
-            "\ufeff",
-        ]
-    ),
+    *(b'"role"|"content"|"role":"user"|"content":"b"|"messages"|"messages":[]|"id":1|system|user|assistant'.split(b"|")),
+    *(character.encode() for character in "ü\u2028\xa0😀\ufeff"),
     *(b'"role": "system"', b'{"role": "user", "content": "x"}', b', "name": null', b', "weight": 0', b"/* */", PLAIN, PLAIN + b"\n"),
 ]
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8).map(lambda text: text + "x") | st.sampled_from(
@@ -73,7 +56,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(data)))
         gone = draw(st.sampled_from([0, 0, 1, 1, 2, 7, 40]))
-        data = data[:at] + draw(st.sampled_from([b"", *(t if isinstance(t, bytes) else t.encode() for t in TOKENS)])) + data[at + gone :]
+        data = data[:at] + draw(st.sampled_from([b"", *TOKENS])) + data[at + gone :]
     return data.decode("utf-8", "replace").encode()
 
 
