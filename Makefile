@@ -33,6 +33,7 @@ fmt: $(VENV)/.dev
 
 bench: bench-training  ## JSON, one line a benchmark
 	$(BIN)/python -m tests.bench.chat
+	$(BIN)/python -m tests.bench.datasets
 	$(BIN)/python -m tests.bench.report
 
 bench-training: $(VENV)/.dev base  ## training against TRL, which gets an environment of its own, once
