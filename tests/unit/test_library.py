@@ -16,7 +16,7 @@ from studio.datasets.forms import choose_form
 from studio.datasets.ingest import Options
 from studio.datasets.library import DatasetLibrary
 from studio.datasets.reading import Limits
-from studio.datasets.store import BATCH_ROWS, RowStore, StoredRow
+from studio.datasets.store import BATCH_ROWS, ROWS_FILE, RowStore, StoredRow
 from studio.errors import InvalidInput, NameTaken, NotFound, OutOfSpace
 from tests.uploads import jsonl, pair
 
@@ -247,3 +247,16 @@ def test_rows_of_an_older_release_are_read(tmp_path: Path) -> None:
     with pa.OSFile(str(tmp_path / "old.arrow"), "wb") as sink, pa.ipc.new_stream(sink, pa.schema([("messages", kind)])) as writer:
         writer.write_batch(pa.record_batch([pa.array(rows, kind)], names=["messages"]))
     assert RowStore(tmp_path / "old.arrow").page(0, 5) == [StoredRow(rows[0])]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no arrow"])
+def test_rows_that_are_gone_or_damaged_are_told(library: DatasetLibrary, tmp_path: Path, content: bytes | None) -> None:
+    record = library.add([jsonl(tmp_path / "a.jsonl", [pair(1)])], "a")
+    path = library.folder / record.id / ROWS_FILE
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(NotFound, match="rows of the dataset 'a' are gone; delete it and add its files again"):
+        library.store(record)
+    library.remove("a")
+    assert library.all() == []

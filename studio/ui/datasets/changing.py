@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.datasets.changes import Filter
-from studio.errors import InvalidInput
+from studio.errors import InvalidInput, StudioError
 from studio.ui.page import html
 from studio.ui.present import hint
 
@@ -161,7 +161,10 @@ class Events:
 
     def shown(self, record: "DatasetRecord", view: Changing) -> dict[Any, Any]:
         """The columns and the other datasets that there are to choose from."""
-        rows = self.studio.datasets.store(record).page(0, LOOKED_AT)
+        try:
+            rows = self.studio.datasets.store(record).page(0, LOOKED_AT)
+        except StudioError:  # the view of the rows says why
+            rows = []
         columns = list(dict.fromkeys(key for row in rows for key in row.extra))
         others = [(other.name, other.id) for other in self.studio.datasets.all() if other.name != record.name]
         choices: dict[Any, Any] = {dropdown: gr.Dropdown(choices=columns, value=None) for dropdown in view.columns}

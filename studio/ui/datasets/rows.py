@@ -123,7 +123,10 @@ class Events:
         self, record: "DatasetRecord", offset: int, view: str, views: Mapping[str, str], base: str | None, max_length: int
     ) -> dict[Any, Any]:
         """One page of rows."""
-        stored = self.studio.datasets.store(record).page(offset, PAGE_ROWS)
+        try:
+            stored = self.studio.datasets.store(record).page(offset, PAGE_ROWS)
+        except StudioError as error:
+            return {self.rows.preview: present.error_card(error, "The rows cannot be shown")}
         found = [self._row(record, offset + i, row, views.get(str(offset + i), view), base, max_length) for i, row in enumerate(stored)]
         back, forth = offset > 0, offset + PAGE_ROWS < record.rows
         able = {FIRST: back, PREVIOUS: back, NEXT: forth, LAST: forth}
