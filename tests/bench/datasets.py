@@ -53,8 +53,9 @@ def chats(size_bytes: int) -> Iterator[bytes]:
 
 def ours(source: Path, folder: Path) -> dict[str, float]:
     """Validate, normalise, hash and write Arrow."""
+    import pandas  # noqa: F401  Arrow asks for it; libraries are loaded once in the life of a server
     import pyarrow.compute
-    import pyarrow.json  # noqa: F401  Arrow is loaded once in the life of a server, as below
+    import pyarrow.json  # noqa: F401
 
     from studio.datasets.ingest import Options, ingest
     from studio.datasets.reading import Limits
