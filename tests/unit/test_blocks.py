@@ -1,5 +1,6 @@
 """Chats read in blocks of lines: what comes out is what comes out row by row, errors and hash included."""
 
+import codecs
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from studio.datasets.errors import BadRows
 from studio.datasets.forms import Fit, RowReader
 from studio.datasets.ingest import Options, ingest
 from studio.datasets.reading import Limits, LineBlock, json_lines, read_blocks
+from studio.datasets.reading.text import ENOUGH, _goes_on_as_utf8
 from studio.datasets.rows import RowError, SourceRow
 from studio.datasets.store import RowStore, RowWriter
 
@@ -129,6 +131,29 @@ def test_arrow_cuts_off_the_blanks_that_python_does() -> None:
     codes = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     kept = pc.utf8_trim_whitespace(pa.array(codes)).to_pylist()
     assert [code for code, rest in zip(codes, kept, strict=True) if not rest] == [code for code in codes if code.isspace()]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(st.sampled_from("aé€😀"), min_size=30, max_size=200).map(str.encode),
+    st.binary(max_size=3) | st.sampled_from([b"", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xf0\x9f"]),
+    st.integers(0, 500),
+    st.integers(64, 90),
+)
+def test_arrow_takes_for_utf8_what_python_does(text: bytes, odd: bytes, at: int, size: int) -> None:
+    data = text[:at] + odd + text[at:]
+    found = [codecs.getincrementaldecoder("utf-8")() for _ in range(2)]
+    for piece in (data[i : i + size] for i in range(0, len(data), size)):
+        try:
+            found[1].decode(piece)
+        except UnicodeDecodeError:
+            state = found[0].getstate()
+            assert not _goes_on_as_utf8(found[0], piece) and found[0].getstate() == state
+            return
+        if not _goes_on_as_utf8(found[0], piece):
+            assert len(piece) < ENOUGH
+            found[0].decode(piece)
+        assert found[0].getstate() == found[1].getstate()
 
 
 def written(path: Path, target: Path, options: Options, quick: bool) -> tuple[object, ...]:

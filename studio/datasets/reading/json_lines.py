@@ -8,7 +8,7 @@ import orjson
 
 from studio.datasets.reading.documents import Rows
 from studio.datasets.reading.places import excerpt
-from studio.datasets.reading.text import Text
+from studio.datasets.reading.text import Text, count_lines
 from studio.datasets.rows import RowError, SourceRow
 
 KIND = "not JSON"
@@ -52,7 +52,7 @@ def read_json_lines(text: Text) -> Iterator[LineBlock]:
             if not data.endswith(b"\n"):
                 data += stream.readline()
             yield LineBlock(number, data, text.document.file)
-            number, size = number + data.count(b"\n"), BLOCK
+            number, size = number + count_lines(data), BLOCK
 
 
 def _wrong_line(line: bytes, number: int, file: str) -> RowError:
