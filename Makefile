@@ -35,7 +35,6 @@ bench: bench-training  ## JSON, one line a benchmark
 	$(BIN)/python -m tests.bench.chat
 	$(BIN)/python -m tests.bench.datasets
 	$(BIN)/python -m tests.bench.report
-	$(BIN)/python -m tests.bench.datasets
 
 bench-training: $(VENV)/.dev base  ## training against TRL, which gets an environment of its own, once
 	$(BIN)/python -m tests.bench.training
