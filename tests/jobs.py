@@ -13,11 +13,11 @@ from typing import Any
 
 import orjson
 
-from studio.datasets.store import write_rows
 from studio.settings import command_environment
 from studio.training.run import JobSpec
 from tests.conftest import ROOT
 from tests.trainers import TINY
+from tests.uploads import write_rows
 
 WEIGHTS = "adapter_model.safetensors"
 WORDS = ["the", "bird", "is", "angry", "and", "says", "so", "to", "all", "who", "come", "near", "its", "tree", "at", "noon"]

@@ -121,10 +121,6 @@ class Chat:
         text = "".join(stream)
         return Reply(text, stream.stamp)
 
-    def resident_adapters(self) -> list[str]:
-        """Content hashes of the adapters in slots."""
-        return self._engine.bank.resident if self._engine else []
-
     def close(self) -> None:
         """End the engine's thread."""
         with self._lock:

@@ -16,6 +16,7 @@ from studio.datasets.privacy import redact
 from studio.datasets.rows import RowError, SourceRow
 from studio.datasets.store import RowStore, StoredRow
 from studio.errors import InvalidInput, NotFound
+from studio.names import listed
 
 MOST_DRAWN = 10_000_000  # rows of a mixture of smaller datasets
 MOST_PARTS = 20  # datasets that a split by a column may make
@@ -96,9 +97,9 @@ class Changes:
             raise InvalidInput(
                 f"The option rows is {rows:,} and {record.name!r} has {record.rows:,}; give a number from 1 to {record.rows - 1:,}."
             )
-        chosen = sorted(random.Random(seed).sample(range(record.rows), rows))
+        chosen = set(random.Random(seed).sample(range(record.rows), rows))
         store = self.library.store(record)
-        return self.library.keep(_at(store, chosen), record, f"{rows:,} row(s) drawn with seed {seed}")
+        return self.library.keep(_only(store, chosen), record, f"{rows:,} row(s) drawn with seed {seed}")
 
     def redact(self, record: DatasetRecord) -> DatasetRecord:
         """Put a word such as [e-mail] in the place of personal data."""
@@ -142,7 +143,7 @@ class Changes:
             record,
             {
                 "train": _without(store, drawn),
-                "held out": _at(store, sorted(drawn)),
+                "held out": _only(store, drawn),
             },
             f"split with a share of {share:g} and seed {seed}",
         )
@@ -152,7 +153,8 @@ class Changes:
         store = self.library.store(record)
         values = sorted({as_text(row.extra.get(column)) for row in store})
         if values == [""]:
-            raise InvalidInput(f"The rows of {record.name!r} have no field {column!r}; the report names those that they have.")
+            there = listed(list(dict.fromkeys(name for row in store for name in row.extra)))
+            raise InvalidInput(f"The rows of {record.name!r} have no field {column!r}; those beside the conversation are {there}.")
         if not 1 < len(values) <= MOST_PARTS:
             raise InvalidInput(f"The field {column!r} has {len(values):,} value(s); a split needs 2 to {MOST_PARTS}.")
         parts = {value or f"no {column}": _where(store, column, value) for value in values}
@@ -181,9 +183,10 @@ class Changes:
         if not records:
             raise InvalidInput("There is nothing to mix; name at least one dataset.")
         stores = [self.library.store(record) for record in records]
+        form = " + ".join(sorted({one for record in records for one in record.form.split(" + ")}))
         if not weights:
             said = "joined " + ", ".join(record.name for record in records)
-            return self.library.keep((row for store in stores for row in store), records[0], said, name)
+            return self.library.keep((row for store in stores for row in store), records[0], said, name, form)
         if len(weights) != len(records) or not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
             raise InvalidInput("The weights do not fit the datasets; give one number from 0 for each, and not 0 for all.")
         together = sum(len(store) for store in stores)
@@ -192,7 +195,7 @@ class Changes:
         wanted = rows or together
         drawn = _drawn([len(store) for store in stores], weights, wanted, random.Random(seed))
         said = "mixed " + ", ".join(f"{record.name} × {weight:g}" for record, weight in zip(records, weights, strict=True))
-        return self.library.keep((stores[which].page(row, 1)[0] for which, row in drawn), records[0], said, name)
+        return self.library.keep((stores[which].page(row, 1)[0] for which, row in drawn), records[0], said, name, form)
 
 
 def as_text(value: object) -> str:
@@ -204,8 +207,8 @@ def _without(store: RowStore, rows: Collection[int]) -> Iterator[StoredRow]:
     return (row for number, row in enumerate(store) if number not in rows)
 
 
-def _at(store: RowStore, rows: Iterable[int]) -> Iterator[StoredRow]:
-    return (store.page(row, 1)[0] for row in rows)
+def _only(store: RowStore, rows: Collection[int]) -> Iterator[StoredRow]:
+    return (row for number, row in enumerate(store) if number in rows)
 
 
 def _where(store: RowStore, column: str, value: str) -> Iterator[StoredRow]:

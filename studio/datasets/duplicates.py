@@ -10,7 +10,7 @@ Kept of a row are 8 bytes for each hash and 256 bytes of sketch; its text is fet
 
 import re
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -70,20 +70,6 @@ def near_groups(count: int, fetch: Fetch, watch: Watch | None = None) -> list[li
     for _, rows in slices(count, fetch, watch.part(0, 0.7), "looking for near duplicates"):
         prints.add(rows)
     return prints.near_groups(fetch, watch.part(0.7, 1))
-
-
-def overlapping(count: int, fetch: Fetch, held_out: Collection[int], watch: Watch | None = None) -> list[tuple[int, int]]:
-    """Held-out rows that are the same as a training row, or near to one: (held-out row, training row), in order.
-
-    Raises:
-        Cancelled: `watch` says so.
-    """
-    watch = watch or Watch()
-    prints = Fingerprints()
-    for _, rows in slices(count, fetch, watch.part(0, 0.7), "looking for overlap"):
-        prints.add(rows)
-    held = set(held_out)
-    return prints.overlap([row for row in range(count) if row not in held], sorted(held), fetch, watch.part(0.7, 1))
 
 
 class Fingerprints:

@@ -20,6 +20,7 @@ from storage.records import DatasetRecord
 from storage.repositories import Datasets
 from studio.datasets.errors import ErrorLog
 from studio.datasets.forms import to_row
+from studio.datasets.forms.conversation import TEXT
 from studio.datasets.ingest import Counted, Ingested, Inspection, Options, ingest, inspect, uncounted
 from studio.datasets.reading import Limits
 from studio.datasets.store import ROWS_FILE, RowStore, RowWriter, StoredRow
@@ -101,11 +102,11 @@ class DatasetLibrary:
             )
         )
 
-    def keep(self, rows: Iterable[StoredRow], parent: DatasetRecord, made_by: str, name: str = "") -> DatasetRecord:
+    def keep(self, rows: Iterable[StoredRow], parent: DatasetRecord, made_by: str, name: str = "", form: str = "") -> DatasetRecord:
         """Keep rows that were made from a dataset, as its next version or under a name of their own.
 
         Args:
-            made_by: what was done to the parent, for people. name: empty for a version.
+            made_by: what was done to the parent, for people. name: empty for a version. form: empty for the parent's.
 
         Raises:
             InvalidInput: there are no rows. NameTaken. OutOfSpace.
@@ -127,7 +128,7 @@ class DatasetLibrary:
             DatasetRecord(
                 id=dataset_id,
                 name=name or parent.name,
-                form=parent.form,
+                form=form or parent.form,
                 rows=written.rows,
                 turns=written.turns,
                 content_hash=written.content_hash,
@@ -253,7 +254,8 @@ class DatasetLibrary:
             OutOfSpace.
         """
         target = (out or self.exports) / f"{file_stem('dataset', record.name, record.id)}.jsonl"
-        passages = record.form == "text"
+        # Beside a conversation, which a mixture or an edit may have brought in, a passage is written as its one turn.
+        passages = record.form == TEXT and self.store(record).has_passages_alone()
         try:
             with files.publish_file(target) as handle:
                 for row in self.store(record):

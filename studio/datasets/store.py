@@ -14,6 +14,7 @@ import orjson
 from studio.datasets.blocks import PlainBlock
 from studio.datasets.content_hash import ContentHash
 from studio.datasets.forms import Conversation
+from studio.datasets.forms.conversation import TEXT
 
 ROWS_FILE = "rows.arrow"
 BATCH_ROWS, BATCH_CHARACTERS = 1_000, 4 * 2**20
@@ -138,6 +139,13 @@ class RowStore:
         """The conversations of a page."""
         return [row["messages"] for row in self._table.select(["messages"]).slice(offset, limit).to_pylist()]
 
+    def has_passages_alone(self) -> bool:
+        """Whether no row is a conversation."""
+        import pyarrow.compute as pc
+
+        roles = (chunk.flatten().field("role") for chunk in self._table.column("messages").chunks)
+        return all(pc.all(pc.equal(chunk, TEXT)).as_py() for chunk in roles)
+
     def __iter__(self) -> Iterator[StoredRow]:
         for batch in self._table.to_batches(max_chunksize=BATCH_ROWS):
             yield from map(_stored, batch.to_pylist())
@@ -164,11 +172,3 @@ class RowStore:
 def _stored(row: dict[str, Any]) -> StoredRow:
     extra = orjson.loads(row["extra"]) if row.get("extra") else {}
     return StoredRow(row["messages"], extra, row.get("line", 0), row.get("file", ""))
-
-
-def write_rows(path: Path, conversations: list[Conversation]) -> str:
-    """Write conversations alone; returns their content hash."""
-    with RowWriter(path) as writer:
-        for number, conversation in enumerate(conversations, 1):
-            writer.add(conversation, {}, number, "")
-    return writer.content_hash

@@ -134,7 +134,7 @@ def main(sizes: list[int]) -> None:
                 "ours_peak_mb": round(max(run["peak_mb"] for run in runs["ours"])),
                 "load_dataset_peak_mb": round(max(run["peak_mb"] for run in runs["theirs"])),
             }
-        from studio.datasets.store import write_rows
+        from tests.uploads import write_rows
 
         write_rows(source, [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]])
         shown = alone("page", source)

@@ -94,7 +94,7 @@ def test_a_sample_and_a_split_are_drawn_the_same_each_time(changes: Changes, rec
 def test_a_split_by_a_field_makes_a_set_for_each_value(changes: Changes, record: DatasetRecord) -> None:
     parts = changes.split_by_column(record, "part")
     assert [(part.name, numbers(changes, part)) for part in parts] == [("a a", list(range(0, 20, 2))), ("a b", list(range(1, 20, 2)))]
-    with pytest.raises(InvalidInput, match="no field 'nothing'"):
+    with pytest.raises(InvalidInput, match="no field 'nothing'; those beside the conversation are 'part'"):
         changes.split_by_column(record, "nothing")
 
 
@@ -171,3 +171,15 @@ def test_parts_of_a_mixture_are_named_with_or_without_weights() -> None:
     assert parse_parts(["a:2", "b: c:0.5"]) == (["a", "b: c"], [2.0, 0.5])
     with pytest.raises(InvalidInput, match="NAME:WEIGHT for each, or for none"):
         parse_parts(["a:2", "b"])
+
+
+def test_a_mixture_with_passages_is_exported_and_read_again(changes: Changes, record: DatasetRecord, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("One passage.", encoding="utf-8")
+    library = changes.library
+    passages = library.add([notes], "notes")
+    mixed = changes.mix([passages, record], [], "mixed")
+    edited = changes.edit_row(passages, 0, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
+    assert mixed.form == "prompt-completion + text" and edited.form == "text"
+    for number, made in enumerate((passages, mixed, edited)):
+        assert library.add([library.export(made)], f"again {number}").content_hash == made.content_hash

@@ -1,15 +1,15 @@
 """Rows that are the same or nearly: all that there are, none that are not, the same groups each time."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.datasets.duplicates import NEAR, SHINGLE_WORDS, exact_groups, near_groups, normalised, overlapping
+from studio.datasets.duplicates import NEAR, SHINGLE_WORDS, Fingerprints, exact_groups, near_groups, normalised
 from studio.datasets.forms import Conversation
-from studio.datasets.passes import Cancelled, Watch
+from studio.datasets.passes import Cancelled, Fetch, Watch
 
 WORDS = [f"word{i}" for i in range(500)]
 
@@ -43,6 +43,13 @@ def jaccard(left: Conversation, right: Conversation) -> float:
         words += [""] * (SHINGLE_WORDS - len(words))
         sets.append({tuple(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)})
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def overlapping(count: int, fetch: Fetch, held_out: Collection[int]) -> list[tuple[int, int]]:
+    """Held-out rows that are the same as a training row, or near to one: (held-out row, training row)."""
+    prints, held = Fingerprints(), set(held_out)
+    prints.add(fetch(0, count))
+    return prints.overlap([row for row in range(count) if row not in held], sorted(held), fetch, Watch())
 
 
 def test_case_and_spaces_do_not_make_another_row() -> None:
