@@ -1,73 +1,99 @@
-"""One engine, two doors: `read()` for a snapshot, `write()` for a short transaction that takes the lock at once.
+"""One engine, two doors: `read()` for a snapshot, `write()` for a short transaction.
 
 SQLite runs in WAL mode with foreign keys on. Writers begin IMMEDIATE: a deferred transaction that turns into a
-writer cannot wait for the lock and fails under several processes.
+writer cannot wait for the lock and fails under several processes. PostgreSQL locks rows; what is read in order to be
+written is read `with_for_update`.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
+from storage.connecting import VARIABLE, explain, make_engine, read_url
+from storage.errors import DatabaseUnavailable
+
 MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_LOCK = 0x5710_ADA9  # any number that other programs in the same database do not lock
 
 
 class Database:
     """An SQLAlchemy engine on an up-to-date schema.
 
     Args:
-        url: an SQLAlchemy URL; a SQLite file's folder is made where it is missing.
+        url: of SQLite or PostgreSQL; a SQLite file's folder is made where it is missing.
+
+    Raises:
+        DatabaseUnavailable: it cannot be reached, opened or brought up to date.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = create_engine(url)
-        if self.engine.dialect.name == "sqlite":
-            if self.engine.url.database:
-                Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-            event.listen(self.engine, "connect", _configure_sqlite)
-            event.listen(self.engine, "begin", _begin)
+        self._address = read_url(url)
+        self.engine = make_engine(self._address)
         self._writer = self.engine.execution_options(studio_writer=True)
-        migrate(self._writer)
+        try:
+            migrate(self._writer)
+        except (DatabaseError, InterfaceError) as error:
+            self.close()
+            raise explain(error, self._address) from error
+        except CommandError:
+            self.close()
+            why = "The database was made by a newer version of the studio; install that version"
+            raise DatabaseUnavailable(f"{why}, or name another database in {VARIABLE}.") from None
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for queries."""
-        with Session(self.engine) as session:
+        """A session for queries.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer any more.
+        """
+        with self._explained(), Session(self.engine) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that commits at the end of the block, or rolls all of it back."""
-        with Session(self._writer) as session, session.begin():
+        """A session that commits at the end of the block, or rolls all of it back. Raises as `read` does."""
+        with self._explained(), Session(self._writer) as session, session.begin():
             yield session
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            raise explain(error, self._address) from error
 
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
 
 
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    # Autocommit mode of the driver, so that our own BEGIN is the only one.
-    connection.isolation_level = None
-    for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Any) -> None:
-    writer = connection.get_execution_options().get("studio_writer")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
-
-
 def migrate(engine: Engine, revision: str = "head") -> None:
-    """Bring the schema to a revision, the newest where left out, in one transaction that other processes wait for."""
+    """Bring the schema to a revision, the newest where left out, in one transaction that other processes wait for.
+
+    Raises:
+        DatabaseUnavailable: a PostgreSQL database is not in UTF-8.
+    """
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            _check_encoding(connection)
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
+
+
+def _check_encoding(connection: Connection) -> None:
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+    if encoding != "UTF8":
+        how = "create one with: createdb --encoding UTF8 --template template0 NAME"
+        raise DatabaseUnavailable(f"The PostgreSQL database is in {encoding} and cannot hold every name; {how}, and name it in {VARIABLE}.")

@@ -19,3 +19,7 @@ class RecordNotFound(Exception):
 
 class LeaseLost(Exception):
     """Another worker has taken the job over, so this one may write nothing more about it."""
+
+
+class DatabaseUnavailable(Exception):
+    """The database cannot be used. The message is one sentence for people, with what to do next and without a password."""

@@ -2,8 +2,10 @@
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Float, ForeignKey, Index, Integer, String, UniqueConstraint, text
+from sqlalchemy import JSON, Float, ForeignKey, Index, Integer, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from storage.columns import Long, String
 
 
 class Table(DeclarativeBase):
@@ -19,7 +21,7 @@ class BaseRow(Table):
     name: Mapped[str] = mapped_column(String(200), unique=True)
     source: Mapped[str] = mapped_column(String(500))
     fingerprint: Mapped[str] = mapped_column(String(64), index=True)
-    size_bytes: Mapped[int] = mapped_column(Integer)
+    size_bytes: Mapped[int] = mapped_column(Long)
     created_at: Mapped[float] = mapped_column(Float)
     quantization_loss: Mapped[dict[str, float]]
 
@@ -31,17 +33,17 @@ class DatasetRow(Table):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     form: Mapped[str] = mapped_column(String(40))
-    rows: Mapped[int] = mapped_column(Integer)
-    turns: Mapped[int] = mapped_column(Integer)
+    rows: Mapped[int] = mapped_column(Long)
+    turns: Mapped[int] = mapped_column(Long)
     content_hash: Mapped[str] = mapped_column(String(64), index=True)
-    size_bytes: Mapped[int] = mapped_column(Integer)
+    size_bytes: Mapped[int] = mapped_column(Long)
     notes: Mapped[list[str]]
     sample: Mapped[bool]
     created_at: Mapped[float] = mapped_column(Float)
     version: Mapped[int] = mapped_column(Integer, default=1, server_default=text("1"))
     # Neither is a foreign key: a version outlives the one that it was made from.
     parent_id: Mapped[str] = mapped_column(String(32), default="", server_default=text("''"))
-    made_by: Mapped[str] = mapped_column(String(500), default="", server_default=text("''"))
+    made_by: Mapped[str] = mapped_column(String(500, cut=True), default="", server_default=text("''"))
 
 
 class JobRow(Table):
@@ -58,7 +60,7 @@ class JobRow(Table):
     config: Mapped[dict[str, Any]]
     progress: Mapped[dict[str, Any]]
     result: Mapped[dict[str, Any]]
-    reason: Mapped[str] = mapped_column(String(2000), default="")
+    reason: Mapped[str] = mapped_column(String(2000, cut=True), default="")
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     losses: Mapped[int] = mapped_column(Integer, default=0)
     lease_owner: Mapped[str] = mapped_column(String(100), default="")
@@ -75,7 +77,7 @@ class EventRow(Table):
     __tablename__ = "job_event"
     __table_args__ = (Index("job_event_by_job", "job_id", "id"),)
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(Long, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
     attempt: Mapped[int] = mapped_column(Integer)
     at: Mapped[float] = mapped_column(Float)
@@ -96,7 +98,7 @@ class AdapterRow(Table):
     dataset_hash: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(String(32))
     rank: Mapped[int] = mapped_column(Integer)
-    size_bytes: Mapped[int] = mapped_column(Integer)
+    size_bytes: Mapped[int] = mapped_column(Long)
     config: Mapped[dict[str, Any]]
     metrics: Mapped[dict[str, Any]]
     code_version: Mapped[str] = mapped_column(String(40))
