@@ -1,35 +1,56 @@
-"""The queue's table: leases, attempts and fences.
+"""The queue's table: order, leases, attempts and fences.
 
-A worker owns a job while its lease lasts. Every write about a running job is fenced on (lease owner, attempt), so
-that a worker that was thought dead can change nothing after another took over.
+A worker owns a job while its lease lasts. Every write about a job that a worker holds is fenced on (lease owner, attempt),
+so that a worker that was thought dead can change nothing after another took over. Every change of a state goes by the table
+in `storage.states`: a move that is not in it changes nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import CursorResult, Update, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, Update, and_, case, exists, func, literal_column, or_, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
 
 from storage.database import Database
 from storage.errors import DuplicateName, LeaseLost, RecordNotFound
-from storage.records import AdapterRecord, EventRecord, JobRecord
+from storage.records import AdapterRecord, AttemptRecord, EventRecord, JobRecord, QueueRecord
 from storage.repositories import to_record
-from storage.tables import AdapterRow, EventRow, JobRow
+from storage.states import (
+    ACTIVE,
+    CANCELLED,
+    CANCELLING,
+    DONE,
+    FAILED,
+    LOST,
+    PAUSED,
+    PAUSING,
+    QUEUED,
+    READY,
+    RUNNING,
+    STARTING,
+    WAITING,
+    sources,
+)
+from storage.tables import IS_HELD, IS_OVER, IS_READY, AdapterRow, AttemptRow, EventRow, JobRow, QueueRow
 
-QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
-OPEN = (QUEUED, RUNNING)
+Event = tuple[float, str, dict[str, Any]]
+CLOSEST = 1e-4  # positions are seconds since 1970, of which a float keeps seven digits behind the point
 
 
 class Jobs:
-    """Jobs, their events, and the moves between their states."""
+    """Jobs, their attempts and events, and the moves between their states."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def add(self, *records: JobRecord) -> None:
-        """Put jobs at the end of the queue, all of them or none."""
+        """Put jobs into the queue at their positions, or by their age where they have none; all of them or none."""
         with self.database.write() as session:
-            session.add_all(JobRow(**asdict(record)) for record in records)
+            session.add_all(JobRow(**asdict(record) | {"position": record.position or record.created_at}) for record in records)
+
+    # Reading
 
     def get(self, job_id: str) -> JobRecord:
         """One job.
@@ -43,69 +64,139 @@ class Jobs:
                 raise RecordNotFound("job", job_id)
             return to_record(JobRecord, row)
 
-    def all(self, states: tuple[str, ...] = (), limit: int | None = 200) -> list[JobRecord]:
-        """The newest jobs first, of these states or of all; `limit` None gives every one."""
-        query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id).limit(limit)
-        if states:
-            query = query.where(JobRow.state.in_(states))
-        with self.database.read() as session:
-            return [to_record(JobRecord, row) for row in session.scalars(query)]
+    def all(self, limit: int | None = 200) -> list[JobRecord]:
+        """The newest jobs first; `limit` None gives every one."""
+        return self._records(select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id).limit(limit))
+
+    def held(self) -> list[JobRecord]:
+        """What runs, the longest first, and what is paused."""
+        return self._records(select(JobRow).where(_of(IS_HELD)).order_by(JobRow.started_at, JobRow.id))
+
+    def over(self, limit: int, before: float | None = None) -> list[JobRecord]:
+        """What ended last first; with `before`, what ended before this time."""
+        query = select(JobRow).where(_of(IS_OVER)).order_by(JobRow.finished_at.desc(), JobRow.id).limit(limit)
+        return self._records(query if before is None else query.where(JobRow.finished_at < before))
+
+    def ready(self, limit: int | None = 200) -> list[JobRecord]:
+        """What no worker has taken yet, in the order of the queue."""
+        return self._records(_in_order(select(JobRow).where(_of(IS_READY))).limit(limit))
 
     def of_group(self, group: str) -> list[JobRecord]:
         """The jobs that were submitted together, oldest first."""
-        query = select(JobRow).where(JobRow.group == group).order_by(JobRow.created_at, JobRow.id)
+        return self._records(select(JobRow).where(JobRow.group == group).order_by(JobRow.created_at, JobRow.id))
+
+    def named(self, adapter_name: str, states: tuple[str, ...]) -> JobRecord | None:
+        """A job in one of these states that makes an adapter of this name."""
+        found = self._records(select(JobRow).where(JobRow.state.in_(states), JobRow.adapter_name == adapter_name).limit(1))
+        return found[0] if found else None
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        with self.database.read() as session:
+            rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).all()
+        return {str(state): int(count) for state, count in rows}
+
+    def state(self, job: JobRecord) -> str:
+        """The state of a job that a worker holds, which tells it what is wished.
+
+        Raises:
+            LeaseLost: the job is another worker's now.
+        """
+        with self.database.read() as session:
+            found = session.scalar(select(JobRow.state).where(_fence(job)))
+        if found is None:
+            raise LeaseLost(job.id)
+        return found
+
+    def attempts(self, job_id: str) -> list[AttemptRecord]:
+        """Every time that a worker held the job, the first one first."""
+        query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)
+        with self.database.read() as session:
+            return [to_record(AttemptRecord, row) for row in session.scalars(query)]
+
+    def events(self, job_id: str, after: int = 0, kinds: tuple[str, ...] = ()) -> list[EventRecord]:
+        """Events in order, after an id, of these kinds or of all."""
+        query = select(EventRow).where(EventRow.job_id == job_id, EventRow.id > after).order_by(EventRow.id)
+        if kinds:
+            query = query.where(EventRow.kind.in_(kinds))
+        with self.database.read() as session:
+            return [to_record(EventRecord, row) for row in session.scalars(query)]
+
+    def owners(self) -> list[str]:
+        """The workers that hold a lease."""
+        with self.database.read() as session:
+            return list(session.scalars(select(JobRow.lease_owner).where(_of(IS_HELD), JobRow.state.in_(ACTIVE)).distinct()))
+
+    def _records(self, query: Select[Any]) -> list[JobRecord]:
         with self.database.read() as session:
             return [to_record(JobRecord, row) for row in session.scalars(query)]
 
-    def claim(self, owner: str, now: float, lease_s: float) -> JobRecord | None:
-        """Take the oldest queued job under a lease, or None where the queue is empty. One statement, so no two win."""
-        oldest = (
-            select(JobRow.id)
-            .where(JobRow.state == QUEUED)
-            .order_by(JobRow.created_at, JobRow.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        move = (
-            update(JobRow)
-            .where(JobRow.id == oldest, JobRow.state == QUEUED)
-            .values(
-                state=RUNNING,
-                attempt=JobRow.attempt + 1,
-                lease_owner=owner,
-                lease_until=now + lease_s,
-                started_at=now,
-                progress={},
-                reason="",
-            )
-            .returning(JobRow)
-        )
-        with self.database.write() as session:
-            row = session.scalar(move)
-            return None if row is None else to_record(JobRecord, row)
+    # What a worker does
 
-    def renew(self, job: JobRecord, now: float, lease_s: float) -> bool:
-        """Extend the lease; returns whether somebody asked to cancel.
+    def head(self) -> JobRecord | None:
+        """The job whose turn it is: the first in order that waits for no other; None also where the queue is held."""
+        found = self._records(_in_order(select(JobRow).where(_of(IS_READY), _is_free())).limit(1))
+        return found[0] if found else None
+
+    def claim(self, owner: str, now: float, lease_s: float, job_id: str = "", device: str = "") -> JobRecord | None:
+        """Take a job under a lease, the first in order where none is named; None where there is none to take.
+
+        One statement finds and takes it, so no two workers win.
+        """
+        wanted: Any = job_id
+        if not job_id:
+            first = _in_order(select(JobRow.id).where(_of(IS_READY), _is_free())).limit(1)
+            wanted = first.with_for_update(skip_locked=True).scalar_subquery()
+        taken = {
+            "attempt": JobRow.attempt + 1,
+            "lease_owner": owner,
+            "lease_until": now + lease_s,
+            "started_at": now,
+            "finished_at": None,
+            "progress": {},
+            "reason": "",
+            "cause": "",
+            "device": device,
+        }
+        with self.database.write() as session:
+            row = session.scalar(_move(STARTING, JobRow.id == wanted, _is_free()).values(taken).returning(JobRow))
+            if row is None:
+                return None
+            session.add(AttemptRow(job_id=row.id, number=row.attempt, owner=owner, device=device, started_at=now))
+            return to_record(JobRecord, row)
+
+    def wait(self, job_id: str, reason: str) -> None:
+        """Say why a job does not start though its turn has come; it stays first in order."""
+        with self.database.write() as session:
+            session.execute(_move(WAITING, JobRow.id == job_id).values(reason=reason))
+
+    def run(self, job: JobRecord) -> None:
+        """The job's process works. Where something was wished of it meanwhile, it stays in that state.
 
         Raises:
             LeaseLost: the job is another worker's now.
         """
         with self.database.write() as session:
-            wanted = session.scalar(_fenced(job).values(lease_until=now + lease_s).returning(JobRow.cancel_requested))
-        if wanted is None:
-            raise LeaseLost(job.id)
-        return bool(wanted)
+            session.execute(_move(RUNNING, _fence(job)))
+            self._check(session, job)
 
-    def record(self, job: JobRecord, events: list[tuple[float, str, dict[str, Any]]], progress: dict[str, Any]) -> None:
-        """Store events of the running attempt, and the newest progress.
+    def renew(self, job: JobRecord, now: float, lease_s: float) -> None:
+        """Extend the lease.
 
         Raises:
             LeaseLost: the job is another worker's now.
         """
         with self.database.write() as session:
-            if _changed(session.execute(_fenced(job).values(progress=progress))) == 0:
-                raise LeaseLost(job.id)
+            _demand(session.execute(update(JobRow).where(_fence(job)).values(lease_until=now + lease_s)), job)
+
+    def record(self, job: JobRecord, events: list[Event], progress: dict[str, Any]) -> None:
+        """Store events of the attempt, and the newest progress.
+
+        Raises:
+            LeaseLost: the job is another worker's now.
+        """
+        with self.database.write() as session:
+            _demand(session.execute(update(JobRow).where(_fence(job)).values(progress=progress)), job)
             session.add_all(EventRow(job_id=job.id, attempt=job.attempt, at=at, kind=kind, data=data) for at, kind, data in events)
 
     def finish(self, job: JobRecord, adapter: AdapterRecord, result: dict[str, Any], now: float) -> None:
@@ -116,99 +207,229 @@ class Jobs:
         """
         try:
             with self.database.write() as session:
-                done = _fenced(job).values(state=DONE, result=result, finished_at=now, lease_owner="")
-                if _changed(session.execute(done)) == 0:
-                    raise LeaseLost(job.id)
+                done = _move(DONE, _fence(job)).values(result=result, finished_at=now, lease_owner="", reason="")
+                _demand(session.execute(done), job)
+                _end_attempt(session, job.id, job.attempt, DONE, "", now)
+                session.execute(update(QueueRow).values(failures=0))
                 session.add(AdapterRow(**asdict(adapter)))
         except IntegrityError:
             raise DuplicateName(adapter.name) from None
 
-    def end(self, job: JobRecord, state: str, reason: str, now: float) -> None:
-        """End the running attempt as failed or cancelled, or put the job back as queued.
+    def end(self, job: JobRecord, state: str, reason: str, now: float, cause: str = "") -> None:
+        """End the attempt: the job is failed, cancelled or paused now, or queued again.
+
+        Args:
+            cause: of a failure, one word.
 
         Raises:
-            LeaseLost: the job is another worker's now.
+            LeaseLost: the job is another worker's now, or may not go to this state.
         """
-        finished_at = None if state == QUEUED else now
-        values = {"state": state, "reason": reason, "finished_at": finished_at, "lease_owner": "", "lease_until": 0.0}
+        values = {"reason": reason, "cause": cause, "finished_at": _finished(state, now), "lease_owner": "", "lease_until": 0.0}
         with self.database.write() as session:
-            if _changed(session.execute(_fenced(job).values(values))) == 0:
-                raise LeaseLost(job.id)
+            _demand(session.execute(_move(state, _fence(job)).values(values)), job)
+            _end_attempt(session, job.id, job.attempt, state, reason, now)
+            if state == FAILED:
+                _count_failure(session)
 
-    def request_cancel(self, job_id: str, now: float) -> JobRecord:
-        """Cancel a queued job at once; ask the worker of a running one. Other states stay as they are."""
+    def requeue_lost(self, now: float, dead_owners: Sequence[str], max_losses: int) -> list[JobRecord]:
+        """Take every job from a worker whose lease ended or that is known to be dead, and decide where it goes.
+
+        What was being cancelled is cancelled and what was being paused is paused; the others are queued again where they
+        were, or fail when they were lost `max_losses` times.
+        """
+        gone = or_(JobRow.lease_until < now, JobRow.lease_owner.in_(dead_owners))
+        query = select(JobRow).where(_of(IS_HELD), JobRow.state.in_(ACTIVE), gone)
+        with self.database.read() as session:
+            if session.scalar(select(query.exists())) is not True:  # the usual case needs no writer
+                return []
         with self.database.write() as session:
-            at_once = update(JobRow).where(JobRow.id == job_id, JobRow.state == QUEUED)
-            session.execute(at_once.values(state=CANCELLED, reason="Cancelled before it started.", finished_at=now))
-            ask = update(JobRow).where(JobRow.id == job_id, JobRow.state == RUNNING)
-            session.execute(ask.values(cancel_requested=True))
-        return self.get(job_id)
+            return [_lose(session, row, now, max_losses) for row in session.scalars(query.with_for_update(skip_locked=True)).all()]
 
-    def retry(self, job_id: str, adapter_id: str, now: float) -> bool:
-        """Queue a failed or cancelled job again, with a fresh adapter id; False where its state does not allow it."""
-        move = update(JobRow).where(JobRow.id == job_id, JobRow.state.in_((FAILED, CANCELLED)))
-        values = {
-            "state": QUEUED,
+    @staticmethod
+    def _check(session: Session, job: JobRecord) -> None:
+        if session.scalar(select(JobRow.id).where(_fence(job))) is None:
+            raise LeaseLost(job.id)
+
+    # What people do. Each returns the job as it is afterwards, or None where its state does not allow the move.
+
+    def cancel(self, job_id: str, now: float) -> JobRecord | None:
+        """Cancel a job that no worker holds at once; ask the worker of another."""
+        at_once = {"reason": "Cancelled before it started.", "finished_at": now}
+        stopped = {"reason": "Cancelled while it was paused.", "finished_at": now}
+        return self._first_of(
+            _move(CANCELLED, JobRow.id == job_id, JobRow.state.in_(READY)).values(at_once),
+            _move(CANCELLED, JobRow.id == job_id, JobRow.state == PAUSED).values(stopped),
+            _move(CANCELLING, JobRow.id == job_id),
+        )
+
+    def pause(self, job_id: str) -> JobRecord | None:
+        """Put a waiting job aside at once; ask the worker of a running one to keep a checkpoint and stop."""
+        aside = _move(PAUSED, JobRow.id == job_id, JobRow.state.in_(READY)).values(reason="Paused before it started.")
+        return self._first_of(aside, _move(PAUSING, JobRow.id == job_id))
+
+    def resume(self, job_id: str) -> JobRecord | None:
+        """Queue a paused job again, at the place that it had."""
+        return self._first_of(_move(QUEUED, JobRow.id == job_id, JobRow.state == PAUSED).values(reason=""))
+
+    def retry(self, job_id: str, adapter_id: str, now: float) -> JobRecord | None:
+        """Queue a failed or cancelled job again, at the end, with a fresh adapter id."""
+        fresh = {
             "adapter_id": adapter_id,
             "losses": 0,
-            "cancel_requested": False,
             "reason": "",
+            "cause": "",
             "progress": {},
             "finished_at": None,
-            "created_at": now,
+            "position": now,
         }
-        with self.database.write() as session:
-            return _changed(session.execute(move.values(values))) == 1
+        return self._first_of(_move(QUEUED, JobRow.id == job_id, JobRow.state.in_((FAILED, CANCELLED))).values(fresh))
 
-    def requeue_lost(self, now: float, dead_owners: list[str], max_losses: int) -> list[JobRecord]:
-        """Put back every running job whose lease ended or whose worker is known to be dead; fail those lost too often."""
-        lost = or_(JobRow.lease_until < now, JobRow.lease_owner.in_(dead_owners))
-        query = select(JobRow).where(JobRow.state == RUNNING, lost)
+    def _first_of(self, *moves: Update) -> JobRecord | None:
         with self.database.write() as session:
-            rows = session.scalars(query.with_for_update(skip_locked=True)).all()
-            for row in rows:
-                _requeue(row, now, max_losses)
+            for move in moves:
+                row = session.scalar(move.returning(JobRow))
+                if row is not None:
+                    return to_record(JobRecord, row)
+        return None
+
+    # The order of the queue
+
+    def prioritise(self, job_id: str, priority: int) -> JobRecord | None:
+        """Change the priority of a job that is not over."""
+        change = update(JobRow).where(JobRow.id == job_id, JobRow.state.in_((*READY, PAUSED))).values(priority=priority)
+        return self._first_of(change)
+
+    def place(self, job_id: str, before: str = "") -> JobRecord | None:
+        """Put a job that nobody has taken before another one, or at the end; it takes over its new neighbours' priority."""
+        with self.database.write() as session:
+            rows = list(session.scalars(_in_order(select(JobRow).where(_of(IS_READY))).with_for_update()))
+            moved = next((row for row in rows if row.id == job_id), None)
+            others = [row for row in rows if row.id != job_id]
+            at = next((i for i, row in enumerate(others) if row.id == before), len(others) if not before else -1)
+            if moved is None or at < 0:
+                return None
+            _put(moved, others, at)
             session.flush()
-            return [to_record(JobRecord, row) for row in rows]
+            return to_record(JobRecord, moved)
 
-    def running_owners(self) -> list[str]:
-        """The workers that hold a lease."""
+    def run_after(self, job_id: str, other: str, reason: str) -> JobRecord | None:
+        """Let a job that nobody has taken wait until another is done, and say so; an empty id lets it go."""
+        change = _move(WAITING if other else QUEUED, JobRow.id == job_id, JobRow.state.in_(READY))
+        return self._first_of(change.values(after=other, reason=reason))
+
+    # The whole queue
+
+    def queue(self) -> QueueRecord:
+        """Whether the queue is held, and why."""
         with self.database.read() as session:
-            return list(session.scalars(select(JobRow.lease_owner).where(JobRow.state == RUNNING).distinct()))
+            return to_record(QueueRecord, session.scalars(select(QueueRow)).one())
 
-    def events(self, job_id: str, after: int = 0, kinds: tuple[str, ...] = ()) -> list[EventRecord]:
-        """Events in order, after an id, of these kinds or of all."""
-        query = select(EventRow).where(EventRow.job_id == job_id, EventRow.id > after).order_by(EventRow.id)
-        if kinds:
-            query = query.where(EventRow.kind.in_(kinds))
-        with self.database.read() as session:
-            return [to_record(EventRecord, row) for row in session.scalars(query)]
+    def hold(self, reason: str) -> None:
+        """Start nothing until `release`; what runs goes on."""
+        with self.database.write() as session:
+            session.execute(update(QueueRow).values(held=True, reason=reason))
+
+    def release(self) -> None:
+        """Go on, with no failure counted."""
+        with self.database.write() as session:
+            session.execute(update(QueueRow).values(held=False, reason="", failures=0))
+
+    def stop_after(self, failures: int) -> None:
+        """Hold the queue after this many failures in a row; 0 never does."""
+        with self.database.write() as session:
+            session.execute(update(QueueRow).values(stop_after=failures, failures=0))
 
 
-def _fenced(job: JobRecord) -> Update:
-    return update(JobRow).where(
-        JobRow.id == job.id,
-        JobRow.state == RUNNING,
-        JobRow.lease_owner == job.lease_owner,
-        JobRow.attempt == job.attempt,
+def _move(state: str, *where: ColumnElement[bool]) -> Update:
+    """An update that brings jobs to a state, of those that may go there."""
+    return update(JobRow).where(JobRow.state.in_(sources(state)), *where).values(state=state)
+
+
+def _of(states: str) -> ColumnElement[bool]:
+    return literal_column(states)
+
+
+def _is_free() -> ColumnElement[bool]:
+    """The queue is not held, and the job that this one runs after is done (or gone)."""
+    other = aliased(JobRow)
+    blocked = exists().where(other.id == JobRow.after, other.state != DONE)
+    return and_(~exists().where(QueueRow.held), or_(JobRow.after == "", ~blocked))
+
+
+def _in_order(query: Select[Any]) -> Select[Any]:
+    return query.order_by(JobRow.priority.desc(), JobRow.position, JobRow.id)
+
+
+def _fence(job: JobRecord) -> ColumnElement[bool]:
+    return and_(JobRow.id == job.id, JobRow.state.in_(ACTIVE), JobRow.lease_owner == job.lease_owner, JobRow.attempt == job.attempt)
+
+
+def _demand(result: Any, job: JobRecord) -> None:
+    assert isinstance(result, CursorResult)
+    if result.rowcount == 0:
+        raise LeaseLost(job.id)
+
+
+def _finished(state: str, now: float) -> float | None:
+    return now if state in (FAILED, CANCELLED) else None
+
+
+def _end_attempt(session: Session, job_id: str, number: int, ended: str, reason: str, now: float) -> None:
+    this = update(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == number)
+    session.execute(this.values(ended=ended, reason=reason, finished_at=now))
+
+
+def _count_failure(session: Session) -> None:
+    reached = and_(QueueRow.stop_after > 0, QueueRow.failures + 1 >= QueueRow.stop_after, ~QueueRow.held)
+    why = "Trainings failed one after the other; look at them, then release the queue."
+    session.execute(
+        update(QueueRow).values(
+            failures=QueueRow.failures + 1,
+            held=case((reached, True), else_=QueueRow.held),
+            reason=case((reached, why), else_=QueueRow.reason),
+        )
     )
 
 
-def _changed(result: Any) -> int:
-    assert isinstance(result, CursorResult)
-    return result.rowcount
-
-
-def _requeue(row: JobRow, now: float, max_losses: int) -> None:
-    row.lease_owner, row.lease_until, row.losses = "", 0.0, row.losses + 1
-    if row.cancel_requested:
-        row.state, row.reason, row.finished_at = CANCELLED, "Cancelled while its worker was gone.", now
+def _lose(session: Session, row: JobRow, now: float, max_losses: int) -> JobRecord:
+    """The job is lost, and goes on from there at once."""
+    was, owner_gone = row.state, f"The worker of attempt {row.attempt} died"
+    _end_attempt(session, row.id, row.attempt, LOST, f"{owner_gone}.", now)
+    row.state, row.lease_owner, row.lease_until, row.losses = LOST, "", 0.0, row.losses + 1
+    session.flush()
+    if was == CANCELLING:
+        row.state, row.reason = CANCELLED, "Cancelled while its worker was gone."
+    elif was == PAUSING:
+        row.state, row.reason = PAUSED, f"{owner_gone}; the job is paused, as was wished."
     elif row.losses >= max_losses:
-        row.state, row.finished_at = FAILED, now
+        row.state, row.cause = FAILED, "lost"
         row.reason = (
             f"The worker died {row.losses} times while it ran this job, most often for want of memory. "
             "Lower token_budget or max_length, or choose a smaller base, then retry."
         )
+        _count_failure(session)
     else:
-        row.state = QUEUED
-        row.reason = f"The worker of attempt {row.attempt} died; the job is in the queue again."
+        row.state, row.reason = QUEUED, f"{owner_gone}; the job is in the queue again."
+    row.finished_at = _finished(row.state, now)
+    session.flush()
+    return to_record(JobRecord, row)
+
+
+def _put(moved: JobRow, others: list[JobRow], at: int) -> None:
+    """Give a job the priority and position of a place between its new neighbours."""
+    before, after = others[at - 1] if at else None, others[at] if at < len(others) else None
+    if before is not None and after is not None and before.priority == after.priority and after.position - before.position < CLOSEST:
+        _spread([row for row in others if row.priority == after.priority])
+    if after is None and before is not None:
+        moved.priority, moved.position = before.priority, before.position + 1.0
+    elif after is not None:
+        inside = before is not None and before.priority == after.priority
+        start = before.position if before is not None and inside else after.position - 2.0
+        moved.priority, moved.position = after.priority, (start + after.position) / 2
+
+
+def _spread(rows: list[JobRow]) -> None:
+    """Positions a second apart, of which the last stays: what is queued later still comes later."""
+    last = rows[-1].position
+    for i, row in enumerate(reversed(rows)):
+        row.position = last - i

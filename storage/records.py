@@ -41,7 +41,11 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One training job with its frozen configuration and the progress of its newest attempt. Jobs of one sweep share `group`."""
+    """One training job with its frozen configuration and the progress of its newest attempt. Jobs of one sweep share `group`.
+
+    Jobs run by priority, the highest first, then by position, the lowest first; one with `after` only when that job is done.
+    `cause` is one word on why a job failed, `reason` a sentence on why it is in its state. `device` is where it runs or ran.
+    """
 
     id: str
     state: str
@@ -58,10 +62,39 @@ class JobRecord:
     losses: int = 0
     lease_owner: str = ""
     lease_until: float = 0.0
-    cancel_requested: bool = False
     started_at: float | None = None
     finished_at: float | None = None
     group: str = ""
+    priority: int = 0
+    position: float = 0.0
+    after: str = ""
+    copied_from: str = ""
+    device: str = ""
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One time that a worker held a job. `ended` is the state that it left the job in, or empty while it goes on."""
+
+    job_id: str
+    number: int
+    owner: str
+    device: str
+    started_at: float
+    finished_at: float | None = None
+    ended: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class QueueRecord:
+    """What holds for the whole queue. A held queue starts nothing; `stop_after` failures in a row hold it, 0 never."""
+
+    held: bool = False
+    reason: str = ""
+    stop_after: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from storage.database import Database
 from storage.errors import DuplicateName, RecordNotFound
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord
+from storage.states import OPEN
 from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, Table
 
 R = TypeVar("R")
@@ -125,7 +126,7 @@ class Datasets(NamedRepository[DatasetRecord]):
 
     def needed_by(self, dataset_id: str) -> int:
         """How many unfinished jobs will still read this dataset."""
-        query = select(JobRow.id).where(JobRow.dataset_id == dataset_id, JobRow.state.in_(("queued", "running")))
+        query = select(JobRow.id).where(JobRow.dataset_id == dataset_id, JobRow.state.in_(OPEN))
         with self.database.read() as session:
             return len(session.scalars(query).all())
 

@@ -6,6 +6,16 @@ from sqlalchemy import JSON, Float, ForeignKey, Index, Integer, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.columns import Long, String
+from storage.states import OPEN, OVER, READY
+
+# Spelled out wherever they are asked, since a database uses an index on some rows only where it sees that their condition holds.
+IS_READY, IS_HELD, IS_OVER = (
+    f"state IN ({', '.join(map(repr, states))})" for states in (READY, tuple(s for s in OPEN if s not in READY), OVER)
+)
+
+
+def _index_of(states: str, name: str, *columns: Any) -> Index:
+    return Index(name, *columns, sqlite_where=text(states), postgresql_where=text(states))
 
 
 class Table(DeclarativeBase):
@@ -48,7 +58,13 @@ class DatasetRow(Table):
 
 class JobRow(Table):
     __tablename__ = "job"
-    __table_args__ = (Index("job_queue", "state", "created_at"),)
+    __table_args__ = (
+        Index("job_by_age", "created_at"),
+        # What a worker takes next is the first entry of an index, however much waits or is over.
+        _index_of(IS_READY, "job_order", text("priority DESC"), "position", "id"),
+        _index_of(IS_HELD, "job_held", "started_at"),
+        _index_of(IS_OVER, "job_over", "finished_at"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     state: Mapped[str] = mapped_column(String(20))
@@ -65,12 +81,49 @@ class JobRow(Table):
     losses: Mapped[int] = mapped_column(Integer, default=0)
     lease_owner: Mapped[str] = mapped_column(String(100), default="")
     lease_until: Mapped[float] = mapped_column(Float, default=0.0)
-    cancel_requested: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float] = mapped_column(Float)
     started_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
     # Jobs that were submitted together, to be compared; empty where a job stands alone.
     group: Mapped[str] = mapped_column(String(32), default="", server_default=text("''"), index=True)
+    # The place in the queue: the highest priority first, then the lowest position.
+    priority: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    position: Mapped[float] = mapped_column(Float, default=0.0, server_default=text("0"))
+    # Jobs that this one runs after, or was copied from; no foreign keys, they may be gone.
+    after: Mapped[str] = mapped_column(String(32), default="", server_default=text("''"))
+    copied_from: Mapped[str] = mapped_column(String(32), default="", server_default=text("''"))
+    device: Mapped[str] = mapped_column(String(100), default="", server_default=text("''"))
+    # Why it failed, as one word; the reason says it in a sentence.
+    cause: Mapped[str] = mapped_column(String(20), default="", server_default=text("''"))
+
+
+class AttemptRow(Table):
+    """One time that a worker held a job."""
+
+    __tablename__ = "job_attempt"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100))
+    device: Mapped[str] = mapped_column(String(100))
+    started_at: Mapped[float] = mapped_column(Float)
+    finished_at: Mapped[float | None] = mapped_column(Float)
+    # The state that the attempt left the job in; empty while it goes on.
+    ended: Mapped[str] = mapped_column(String(20), default="")
+    reason: Mapped[str] = mapped_column(String(2000, cut=True), default="")
+
+
+class QueueRow(Table):
+    """The one row of what holds for the whole queue."""
+
+    __tablename__ = "queue"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    held: Mapped[bool] = mapped_column(default=False)
+    reason: Mapped[str] = mapped_column(String(500, cut=True), default="")
+    # Hold the queue after this many failures in a row; 0 never does.
+    stop_after: Mapped[int] = mapped_column(Integer, default=0)
+    failures: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class EventRow(Table):

@@ -6,11 +6,15 @@ ordinary exceptions. The page shows `str(error)` as a card, the command line pri
 
 
 class StudioError(Exception):
-    """Base of every failure that is explained to a person instead of traced."""
+    """Base of every failure that is explained to a person instead of traced. `cause` names its kind where a job fails with it."""
+
+    cause = "error"
 
 
 class InvalidInput(StudioError):
     """An option or a file is wrong, and the message says where and how to mend it."""
+
+    cause = "data"
 
 
 class NotFound(StudioError):
@@ -28,13 +32,29 @@ class IncompatibleAdapter(StudioError):
 class BaseUnavailable(StudioError):
     """The base model could not be found, fetched or loaded."""
 
+    cause = "base"
+
 
 class OutOfSpace(StudioError):
     """The disk is full; nothing half-written was left behind."""
 
+    cause = "disk"
+
 
 class TrainingFailed(StudioError):
     """A training job cannot go on."""
+
+
+class Diverged(TrainingFailed):
+    """The loss is not a number any more."""
+
+    cause = "diverged"
+
+
+class OutOfMemory(TrainingFailed):
+    """Memory does not suffice for this training."""
+
+    cause = "memory"
 
 
 class Interrupted(StudioError):

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.jobs import DONE
 from storage.records import JobRecord
+from storage.states import DONE
 from studio.datasets.report import Report, make_report
 from studio.datasets.store import RowStore
 from studio.training.config import TrainConfig

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +14,10 @@ import psutil
 
 from storage import files
 from storage.database import Database
-from storage.jobs import OPEN, QUEUED, RUNNING, Jobs
+from storage.jobs import Jobs
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecord, JobRecord
 from storage.repositories import Adapters, Bases, Datasets
+from storage.states import ACTIVE, OPEN, READY
 from studio.adapters.catalog import AdapterCatalog
 from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
@@ -33,9 +34,12 @@ from studio.datasets.reading import Limits, pasted_suffix
 from studio.datasets.rendering import render
 from studio.errors import InvalidInput, NotFound
 from studio.jobs.checkpoints import Checkpoints
-from studio.jobs.queue import Queue
+from studio.jobs.process import LocalExecutor
+from studio.jobs.queue import Queue, training_config
+from studio.jobs.supervisor import Supervisor, attempt_log
 from studio.jobs.sweep import Axes, plan
 from studio.jobs.worker import Worker
+from studio.room import Room
 from studio.settings import Settings
 from studio.training.config import DEFAULT_PRESET, make_config
 
@@ -56,7 +60,8 @@ LONGEST_ROWS = 8  # the row with the most tokens is among the few with the most 
 
 @dataclass(frozen=True)
 class Status:
-    """One glance at the studio. `memory_mb` is of this process, `running` the job that trains now."""
+    """One glance at the studio. `memory_mb` is of this process, `running` the job that trains now. `aside` says why the
+    chat's base is put aside, where it is."""
 
     base: str
     base_loaded: bool
@@ -66,6 +71,7 @@ class Status:
     memory_mb: int
     running: JobRecord | None
     waiting: int
+    aside: str = ""
 
 
 class Studio:
@@ -79,8 +85,8 @@ class Studio:
         self.settings = settings
         home = settings.home
         home.mkdir(parents=True, exist_ok=True)
-        for room in ("datasets", "adapters", "bases", "exports"):
-            files.sweep_partials(home / room, STALE_S, time.time())
+        for folder in ("datasets", "adapters", "bases", "exports"):
+            files.sweep_partials(home / folder, STALE_S, time.time())
         self._database = Database(settings.url)
         jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
@@ -93,7 +99,9 @@ class Studio:
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
         self.chat = Chat(self.bases, self.adapters, settings.quantization, settings.slots, settings.max_batch)
-        self.worker = Worker(jobs, bases, datasets, checkpoints, settings)
+        self.supervisor = Supervisor(jobs, bases, checkpoints, LocalExecutor(), settings)
+        room = Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
+        self.worker = Worker(jobs, self.supervisor, settings, self.devices, room)
         self.datasets.add_samples()
 
     def close(self) -> None:
@@ -125,19 +133,22 @@ class Studio:
         base: str | None = None,
         preset: str = DEFAULT_PRESET,
         overrides: dict[str, Any] | None = None,
+        *,
+        priority: int = 0,
+        after: str = "",
     ) -> JobRecord:
         """Queue a training job.
 
         Args:
             dataset, base: names or ids; base None is the default one. adapter: the name that the result will have.
-            overrides: fields of `TrainConfig` that differ from the preset.
+            overrides: fields of `TrainConfig` that differ from the preset. priority, after: see `Queue.submit`.
 
         Raises:
             NotFound. NameTaken. InvalidInput: names the option and its range.
         """
         config = make_config(preset, overrides)
         chosen = self.bases.get(base) if base else self.default_base()
-        return self.queue.submit(adapter, chosen, self.datasets.get(dataset), config)
+        return self.queue.submit(adapter, chosen, self.datasets.get(dataset), config, priority=priority, after=after)
 
     def sweep(
         self,
@@ -281,6 +292,14 @@ class Studio:
             source = f"fetched from {repository} at {commit}"
             return self.datasets.add(paths, name, options, source=source, progress=progress, notes=notices)
 
+    def _needs_mb(self, job: JobRecord) -> int:
+        """What a queued job takes of memory at its peak."""
+        from studio.training.config import TrainConfig
+        from studio.training.memory import estimate
+
+        dataset, base = self.datasets.get(job.dataset_id), self.bases.get(job.base_id)
+        return estimate(self.bases.path(base), TrainConfig(**training_config(job)), self._longest_row(dataset, base)).total_mb
+
     def _longest_row(self, dataset: DatasetRecord, base: BaseRecord) -> int:
         """Tokens of the longest row, measured once on the few that have the most text."""
         key = (dataset.content_hash, base.fingerprint)
@@ -289,6 +308,10 @@ class Studio:
             rows = self.datasets.store(dataset).longest(LONGEST_ROWS)
             self._longest_rows[key] = max(len(render(tokenizer, row).token_ids) for row in rows)
         return self._longest_rows[key]
+
+    def devices(self) -> tuple[str, ...]:
+        """What this machine trains on: its CUDA devices, or else its CPU."""
+        return tuple(f"cuda:{i}" for i in range(self.gpus())) or ("cpu",)
 
     def gpus(self) -> int:
         """How many CUDA devices this machine has."""
@@ -323,8 +346,10 @@ class Studio:
 
     def job_log(self, job_id: str) -> str:
         """The log text of a job, of all its attempts."""
-        path = self.worker.log_path(self.queue.get(job_id).id)
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        job = self.queue.get(job_id)
+        folder = self.supervisor.job_folder(job.id)
+        paths = [folder / "log.txt", *(attempt_log(folder, number) for number in range(1, job.attempt + 1))]  # log.txt: an older studio's
+        return "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths if path.exists())
 
     def export_adapter(self, name: str, form: str = "peft", out: Path | None = None) -> Path:
         """See `AdapterCatalog.export`."""
@@ -384,9 +409,16 @@ class Studio:
             quantization_cost=cost,
             device=device_name(),
             memory_mb=psutil.Process().memory_info().rss // 2**20,
-            running=next((job for job in jobs if job.state == RUNNING), None),
-            waiting=sum(job.state == QUEUED for job in jobs),
+            running=next((job for job in jobs if job.state in ACTIVE), None),
+            waiting=sum(job.state in READY for job in jobs),
+            aside=self.chat.aside,
         )
+
+
+def _free_mb(devices: Sequence[str]) -> int:
+    from studio.training.memory import free_mb
+
+    return free_mb(devices)
 
 
 def _pasted_file(text: str, folder: Path) -> Path:

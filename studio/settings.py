@@ -6,6 +6,7 @@ all interfaces, since only the Space's proxy reaches it; everywhere else on 127.
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -36,6 +37,10 @@ class Settings(BaseSettings):
     max_batch: int = Field(16, ge=1, le=256, description="chat requests that are decoded together")
     max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file")
     hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
+    jobs_per_device: int = Field(1, ge=1, le=64, description="trainings side by side on a GPU, or on the CPU where there is none")
+    sharing: Literal["aside", "wait"] = Field(
+        "aside", description="a training that needs the memory of the chat's base puts it aside until it is over, or waits"
+    )
     lease_s: float = Field(15.0, gt=0, description="a job whose worker is silent for longer is given to another")
     max_losses: int = Field(3, ge=1, description="a job whose worker dies this many times has failed")
     memory_limit_mb: int = Field(0, ge=0, description="memory that a training may take, in MB; 0 means what is free when it starts")
@@ -84,8 +89,12 @@ def load_settings() -> Settings:
     return settings
 
 
-def command_environment() -> dict[str, str]:
+def command_environment(gpus: Sequence[int] = (), threads: int = 0) -> dict[str, str]:
     """The environment of a subprocess: ours, with output that arrives line by line.
+
+    Args:
+        gpus: the only CUDA devices that it sees; none leaves it those that we see. threads: how many it computes with; 0 as many
+            as there are cores.
 
     OpenMP's workers wait for the next product for some tenths of a millisecond and then sleep, so that the page and the chat of
     the same machine keep their cores: without an end to the waiting a chat beside a training fell to a token a second, and with
@@ -97,10 +106,14 @@ def command_environment() -> dict[str, str]:
     """
     keep = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
     keep |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_TOP_PAD_": str(1 << 26)}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    ours = visible.split(",") if visible else [str(gpu) for gpu in range(max(gpus, default=-1) + 1)]
     return {
         "GOMP_SPINCOUNT": "10000",
         **keep,
         **os.environ,
+        **({"CUDA_VISIBLE_DEVICES": ",".join(ours[gpu] for gpu in gpus)} if gpus else {}),
+        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }

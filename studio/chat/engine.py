@@ -135,6 +135,11 @@ class Engine:
         self._put(ticket)
         return ticket
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is being answered or waits for it."""
+        return bool(self._rows or self._waiting) or not self._inbox.empty()
+
     def checksum(self) -> str:
         """SHA-256 over the base's weights as they lie in memory, taken between two steps."""
         task: Future[str] = Future()

@@ -12,7 +12,7 @@ from studio.bases.catalog import BaseCatalog
 from studio.chat.engine import AdapterSource, Engine, Ticket
 from studio.chat.sampling import Sampling
 from studio.datasets.rendering import prompt_ids
-from studio.errors import InvalidInput
+from studio.errors import BaseUnavailable, InvalidInput
 
 BASE_NAME = "base"
 
@@ -75,6 +75,38 @@ class Chat:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._base: BaseRecord | None = None
+        self._put_aside: tuple[BaseRecord, str] | None = None
+
+    @property
+    def aside(self) -> str:
+        """Why the base is put aside; empty where it is not."""
+        return self._put_aside[1] if self._put_aside else ""
+
+    def put_aside(self, why: str) -> bool:
+        """Give back the memory of the resident base until `bring_back`; False where somebody is being answered.
+
+        Args:
+            why: a clause for who asks meanwhile, such as that something else needs the memory.
+        """
+        with self._lock:
+            if self._engine is None or self._base is None:
+                return True
+            if self._engine.busy:
+                return False
+            self._put_aside = (self._base, why)
+            self._drop()
+            return True
+
+    def bring_back(self) -> None:
+        """Load the base that was put aside.
+
+        Raises:
+            BaseUnavailable: it cannot be loaded any more.
+        """
+        with self._lock:
+            aside, self._put_aside = self._put_aside, None
+        if aside is not None:
+            self.make_resident(aside[0])
 
     @property
     def base(self) -> BaseRecord | None:
@@ -85,9 +117,13 @@ class Chat:
         """Load a base unless it is the resident one already; another's requests end with a plain error.
 
         Raises:
-            BaseUnavailable: it cannot be loaded.
+            BaseUnavailable: it cannot be loaded, or is put aside.
         """
         with self._lock:
+            if self._put_aside is not None:
+                raise BaseUnavailable(
+                    f"The chat's base is put aside while {self._put_aside[1]}; it comes back by itself when that is over."
+                )
             if self._engine is not None and self._base is not None and self._base.id == base.id:
                 return self._engine
             self._drop()

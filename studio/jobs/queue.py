@@ -1,5 +1,7 @@
-"""What people do with the queue: submit, watch, cancel, retry."""
+"""What people do with the queue: submit, watch, cancel, pause, retry, copy, and put in order."""
 
+import itertools
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,18 +9,23 @@ from typing import Any
 
 from storage import files
 from storage.errors import RecordNotFound
-from storage.jobs import CANCELLED, FAILED, OPEN, QUEUED, Jobs
-from storage.records import BaseRecord, DatasetRecord, EventRecord, JobRecord
+from storage.jobs import Jobs
+from storage.records import AttemptRecord, BaseRecord, DatasetRecord, EventRecord, JobRecord, QueueRecord
 from storage.repositories import Adapters, Datasets
+from storage.states import CANCELLED, FAILED, OPEN, OVER, PAUSED, QUEUED, WAITING
 from studio.errors import InvalidInput, NameTaken, NotFound
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.sweep import Comparison, Variant, compare
 from studio.names import checked_name
-from studio.training.config import TrainConfig
+from studio.training.config import TrainConfig, make_config
+
+MOST_PRIORITY = 100
+MOST_FAILURES = 1000
+PAGE_JOBS = 100
 
 
 class Queue:
-    """First in, first out. Nothing trains here; a worker claims what is queued.
+    """By priority, then first in, first out, unless somebody changes the order. Nothing trains here; a worker takes what waits.
 
     Args:
         jobs: the table. adapters: to keep the names of finished and coming adapters apart. datasets: to know which
@@ -28,15 +35,26 @@ class Queue:
     def __init__(self, jobs: Jobs, adapters: Adapters, datasets: Datasets, checkpoints: Checkpoints) -> None:
         self.jobs, self.adapters, self.datasets, self.checkpoints = jobs, adapters, datasets, checkpoints
 
-    def submit(self, adapter_name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainConfig) -> JobRecord:
+    def submit(
+        self, adapter_name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainConfig, *, priority: int = 0, after: str = ""
+    ) -> JobRecord:
         """Queue a job that trains an adapter of this name, its configuration frozen.
 
+        Args:
+            priority: runs before all lower ones; 0 is usual. after: id of a job that must be done before this one starts.
+
         Raises:
-            NameTaken: a finished adapter or a waiting job has the name. InvalidInput: the name is not usable.
+            NameTaken: a finished adapter or a waiting job has the name. InvalidInput: the name or the priority is not usable.
+            NotFound: there is no job to run after.
         """
         name = checked_name("adapter", adapter_name)
         self._check_free(name)
-        record = _new_job(name, base, dataset, config)
+        if abs(priority) > MOST_PRIORITY:
+            raise InvalidInput(f"The priority is {priority}: it should be {-MOST_PRIORITY} to {MOST_PRIORITY}, and 0 is usual.")
+        record = replace(_new_job(name, base, dataset, config), priority=priority)
+        if after:
+            first = self.get(after)
+            record = replace(record, state=WAITING, after=first.id, reason=f"It runs after {first.adapter_name}.")
         self.jobs.add(record)
         return record
 
@@ -56,8 +74,15 @@ class Queue:
             self._check_free(name)
             record = _new_job(name, base, dataset, variant.config)
             sweep = {"name": label.strip(), "options": variant.options, "place": place}
-            # Jobs run in the order of their times, so each is a little younger than the one before.
-            records.append(replace(record, group=group, config={**record.config, "sweep": sweep}, created_at=now + place * 1e-4))
+            records.append(
+                replace(
+                    record,
+                    group=group,
+                    config={**record.config, "sweep": sweep},
+                    created_at=now + place * 1e-4,
+                    position=now + place * 1e-4,
+                )
+            )
         self.jobs.add(*records)
         return records
 
@@ -76,9 +101,23 @@ class Queue:
         """The newest jobs first."""
         return self.jobs.all()
 
-    def open(self) -> list[JobRecord]:
-        """Running and waiting jobs in the order in which they (will) run."""
-        return sorted(self.jobs.all(OPEN, limit=None), key=lambda job: (job.state == QUEUED, job.created_at, job.id))
+    def over(self, limit: int = PAGE_JOBS, before: float | None = None) -> list[JobRecord]:
+        """What ended last first; with `before`, what ended before this time."""
+        return self.jobs.over(limit, before)
+
+    def open(self, limit: int | None = None) -> list[JobRecord]:
+        """Jobs that run, then at most `limit` of those that wait, in their order, then those that are paused."""
+        held = self.jobs.held()
+        running = [job for job in held if job.state != PAUSED]
+        return [*running, *self.jobs.ready(limit), *(job for job in held if job.state == PAUSED)]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state that any is in."""
+        return self.jobs.counts()
+
+    def attempts(self, job_id: str) -> list[AttemptRecord]:
+        """Every time that a worker took the job, the first one first."""
+        return self.jobs.attempts(job_id)
 
     def group(self, group: str) -> list[JobRecord]:
         """The jobs of a sweep; empty where there is no such sweep."""
@@ -104,15 +143,12 @@ class Queue:
         return self.jobs.events(job_id, after, kinds)
 
     def cancel(self, job_id: str) -> JobRecord:
-        """Cancel a waiting job now and a running one within seconds.
+        """Cancel a waiting or paused job now and a running one within seconds.
 
         Raises:
             InvalidInput: it is over already.
         """
-        job = self.get(job_id)
-        if job.state not in OPEN:
-            raise InvalidInput(f"The job {job.id} is {job.state} already; there is nothing to cancel.")
-        return self.jobs.request_cancel(job_id, time.time())
+        return self._moved(job_id, self.jobs.cancel(job_id, time.time()), "there is nothing to cancel")
 
     def cancel_group(self, group: str) -> list[JobRecord]:
         """Cancel what is not over of a sweep, the last job first, so that none starts meanwhile.
@@ -123,7 +159,24 @@ class Queue:
         unfinished = [job for job in self.group(group) if job.state in OPEN]
         if not unfinished:
             raise InvalidInput("Every training of this sweep is over already; there is nothing to cancel.")
-        return [self.jobs.request_cancel(job.id, time.time()) for job in reversed(unfinished)]
+        cancelled = [self.jobs.cancel(job.id, time.time()) for job in reversed(unfinished)]
+        return [job for job in cancelled if job is not None]
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Put a waiting job aside now; let a running one keep a checkpoint after its step and stop.
+
+        Raises:
+            InvalidInput: it is over, or paused already.
+        """
+        return self._moved(job_id, self.jobs.pause(job_id), "only a waiting or running job can be paused")
+
+    def resume(self, job_id: str) -> JobRecord:
+        """Queue a paused job again, at its old place; it goes on at its checkpoint, on whatever worker takes it.
+
+        Raises:
+            InvalidInput: it is not paused.
+        """
+        return self._moved(job_id, self.jobs.resume(job_id), "only a paused job can be resumed")
 
     def retry(self, job_id: str, from_start: bool = False) -> JobRecord:
         """Queue a failed or cancelled job again; it goes on at its newest checkpoint, where it has one.
@@ -137,24 +190,134 @@ class Queue:
         job = self.get(job_id)
         if job.state in (FAILED, CANCELLED):
             self._check_free(job.adapter_name)
-            if self.datasets.find(job.dataset_id) is None:
-                name = job.config["dataset_name"]
-                raise InvalidInput(f"The dataset {name!r} of the job {job.id} was deleted; add it again and start a new training.")
+            self._check_dataset(job)
             if from_start:
                 self.checkpoints.remove(job.id)
-        if not self.jobs.retry(job.id, files.new_id(), time.time()):
-            raise InvalidInput(f"The job {job.id} is {job.state}; only a failed or cancelled job can be retried.")
-        return self.get(job_id)
+        return self._moved(job_id, self.jobs.retry(job.id, files.new_id(), time.time()), "only a failed or cancelled job can be retried")
+
+    def copy(self, job_id: str, name: str = "", changes: dict[str, Any] | None = None) -> JobRecord:
+        """Queue a new job with the configuration of another one, and some options changed.
+
+        Args:
+            name: of its adapter; empty takes the other's where that is free, else the next one with a number.
+            changes: options of `TrainConfig`, also as text.
+
+        Raises:
+            NotFound. NameTaken. InvalidInput: an option is out of range, or the dataset was deleted.
+        """
+        job = self.get(job_id)
+        self._check_dataset(job)
+        config = make_config(overrides={**training_config(job), **(changes or {})})
+        frozen = {key: value for key, value in job.config.items() if key in ("dataset_name", "dataset_hash")}
+        label = checked_name("adapter", name) if name else self._next_name(job.adapter_name)
+        self._check_free(label)
+        now = time.time()
+        record = JobRecord(
+            id=files.new_id(),
+            state=QUEUED,
+            adapter_id=files.new_id(),
+            adapter_name=label,
+            base_id=job.base_id,
+            dataset_id=job.dataset_id,
+            config={**config.model_dump(), **frozen},
+            created_at=now,
+            position=now,
+            priority=job.priority,
+            copied_from=job.id,
+        )
+        self.jobs.add(record)
+        return record
+
+    # The order, and the whole queue
+
+    def prioritise(self, job_id: str, priority: int) -> JobRecord:
+        """Let a job that has not started run before all of a lower priority.
+
+        Raises:
+            InvalidInput: it has started or is over, or the priority is out of range.
+        """
+        if abs(priority) > MOST_PRIORITY:
+            raise InvalidInput(f"The priority is {priority}: it should be {-MOST_PRIORITY} to {MOST_PRIORITY}, and 0 is usual.")
+        return self._moved(job_id, self.jobs.prioritise(job_id, priority), "only a job that has not started has a place in the queue")
+
+    def place(self, job_id: str, before: str = "") -> JobRecord:
+        """Put a waiting job before another one, or at the end of the queue.
+
+        Raises:
+            InvalidInput: one of them does not wait any more.
+        """
+        if before:
+            self.get(before)
+        return self._moved(job_id, self.jobs.place(job_id, before), "it can only change places with jobs that wait")
+
+    def run_after(self, job_id: str, other: str) -> JobRecord:
+        """Let a waiting job start only when another one is done; an empty id lets it go.
+
+        Raises:
+            InvalidInput: it does not wait any more, or the other waits for this one.
+        """
+        job, first = self.get(job_id), self.get(other) if other else None
+        later = first
+        while later is not None:
+            if later.id == job.id:
+                raise InvalidInput(f"{job.adapter_name} cannot run after {first.adapter_name if first else ''}, which itself waits for it.")
+            later = self.get(later.after) if later.after else None
+        reason = f"It runs after {first.adapter_name}." if first else ""
+        return self._moved(
+            job_id, self.jobs.run_after(job.id, first.id if first else "", reason), "only a waiting job can wait for another"
+        )
+
+    def state(self) -> QueueRecord:
+        """Whether the queue is held, and why."""
+        return self.jobs.queue()
+
+    def hold(self) -> None:
+        """Start nothing more until `release`; what runs goes on."""
+        self.jobs.hold("Held by hand.")
+
+    def release(self) -> None:
+        """Go on."""
+        self.jobs.release()
+
+    def stop_after(self, failures: int) -> None:
+        """Hold the queue after this many failures in a row; 0 never does.
+
+        Raises:
+            InvalidInput: the number is out of range.
+        """
+        if not 0 <= failures <= MOST_FAILURES:
+            raise InvalidInput(f"The number of failures is {failures}: it should be 0 (never) to {MOST_FAILURES}.")
+        self.jobs.stop_after(failures)
+
+    def _moved(self, job_id: str, moved: JobRecord | None, rule: str) -> JobRecord:
+        if moved is not None:
+            return moved
+        job = self.get(job_id)
+        raise InvalidInput(f"The job {job.id} is {job.state}{' already' if job.state in OVER else ''}; {rule}.")
+
+    def _check_dataset(self, job: JobRecord) -> None:
+        if self.datasets.find(job.dataset_id) is None:
+            name = job.config["dataset_name"]
+            raise InvalidInput(f"The dataset {name!r} of the job {job.id} was deleted; add it again and start a new training.")
+
+    def _next_name(self, name: str) -> str:
+        stem = re.sub(r" \d+$", "", name)
+        names = (name if i == 1 else f"{stem} {i}" for i in itertools.count(1))
+        return next(candidate for candidate in names if self._is_free(candidate))
+
+    def _is_free(self, name: str) -> bool:
+        return self.adapters.find(name) is None and self.jobs.named(name, OPEN) is None
 
     def _check_free(self, name: str) -> None:
         if self.adapters.find(name) is not None:
             raise NameTaken(f"There is already an adapter named {name!r}; choose another name or delete that one first.")
-        waiting = next((job for job in self.jobs.all(OPEN, limit=None) if job.adapter_name == name), None)
+        waiting = self.jobs.named(name, OPEN)
         if waiting is not None:
             raise NameTaken(f"The job {waiting.id} ({waiting.state}) already makes an adapter named {name!r}; choose another name.")
 
 
 def _new_job(name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainConfig) -> JobRecord:
+    now = time.time()
     return JobRecord(
         id=files.new_id(),
         state=QUEUED,
@@ -163,7 +326,8 @@ def _new_job(name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainC
         base_id=base.id,
         dataset_id=dataset.id,
         config={**config.model_dump(), "dataset_name": dataset.name, "dataset_hash": dataset.content_hash},
-        created_at=time.time(),
+        created_at=now,
+        position=now,
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from storage.jobs import DONE
 from storage.records import JobRecord
+from storage.states import DONE
 from studio.errors import InvalidInput
 from studio.training.config import TrainConfig, make_config
 

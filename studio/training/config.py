@@ -37,6 +37,9 @@ class TrainConfig(BaseModel):
     max_steps: int = _option(
         0, "Length of the training", "Stop after this many optimizer steps; 0 leaves it to epochs.", ge=0, le=1_000_000
     )
+    max_minutes: float = _option(
+        0.0, "Length of the training", "Stop after this many minutes of steps and keep what was learned; 0 never.", ge=0, le=100_000
+    )
     batch_size: int = _option(8, "Length of the training", "Rows of one optimizer step.", ge=1, le=1024)
     batch_tokens: int = _option(
         0, "Length of the training", "Tokens of one optimizer step, instead of rows; 0 counts rows.", ge=0, le=4_194_304

@@ -1,6 +1,7 @@
 """What a training process says, one JSON object a line on stdout: {"kind": …, "at": …, …}.
 
-Kinds: state (loading, training, saving), notice, progress, eval, samples, checkpoint, done, failed. Everything else
+Kinds: state (loading, training, saving), notice, progress, eval, samples, checkpoint, usage (of the machine, which the worker
+adds), and at the end done, paused or failed (with its cause, one word, and its reason, a sentence). Everything else
 on stdout or stderr is log text.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 import orjson
 
 Emit = Callable[..., None]
-KINDS = ("state", "notice", "progress", "eval", "samples", "checkpoint", "done", "failed")
+KINDS = ("state", "notice", "progress", "eval", "samples", "checkpoint", "done", "paused", "failed")
 
 
 def emit_to_stdout(kind: str, **data: Any) -> None:

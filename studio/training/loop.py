@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.datasets.rendering import Example
-from studio.errors import InvalidInput, TrainingFailed
+from studio.errors import Diverged, InvalidInput, OutOfMemory
 from studio.lora.adapter import AdapterSpec, Attached, Original, attach
 from studio.lora.errors import UnsuitableOption
 from studio.lora.files import AdapterWeights
@@ -32,6 +32,7 @@ from studio.training.checkpoint import (
     unpack_random,
 )
 from studio.training.config import TrainConfig
+from studio.training.control import PAUSE, WISHES, Control, Stopped
 from studio.training.events import Emit
 from studio.training.fused import fuse
 from studio.training.loss import CausalLoss
@@ -55,6 +56,7 @@ class Trainer:
             ones, targets are wrapped. examples: rendered rows. config: the job's. emit: takes events.
         tokenizer: for sample answers; none without it. original: unquantized weights by layer, for the start loftq.
         checkpoints: where to keep them, and to look for one to go on from. team: the processes that train together.
+        control: where to look for what is wished of the training.
 
     Raises:
         InvalidInput: an option does not fit the model, or no row is left to train on.
@@ -71,9 +73,10 @@ class Trainer:
         original: Original | None = None,
         checkpoints: CheckpointFolder | None = None,
         team: Team | None = None,
+        control: Control | None = None,
     ) -> None:
         self.model, self.config, self.emit, self.tokenizer = model, config, emit, tokenizer
-        self.checkpoints, self.team = checkpoints, team or Team()
+        self.checkpoints, self.team, self.control = checkpoints, team or Team(), control
         train, held = split_held_out(len(examples), config.held_out, config.seed)
         if not train:
             raise InvalidInput("No row is left to train on; raise max_length or add examples.")
@@ -105,12 +108,16 @@ class Trainer:
         """Run all steps that are left, with an evaluation before the first, at intervals, and after the last.
 
         Raises:
-            TrainingFailed: the loss is not a number any more, or memory does not suffice for a single row.
+            Diverged: the loss is not a number any more. OutOfMemory: it does not suffice for a single row.
+            Stopped: somebody wished it; where the wish is a pause, a checkpoint of the last step is kept.
         """
+        self._stop_where_wished()
         self._begin()
-        while self.at.step < self.total_steps and not self.at.stopped_early:
+        while self.at.step < self.total_steps and not (self.at.stopped_early or self.at.out_of_time):
+            self._stop_where_wished()
             rows, ends_epoch = self.plan[self.at.step]
             self.step([self.train[i] for i in rows])
+            self._look_at_the_clock()
             self._evaluate_where_due(ends_epoch)
             self._save_where_due()
         if self.best:
@@ -124,7 +131,7 @@ class Trainer:
         norm = self._clip()
         step = self.at.step + 1
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingFailed(
+            raise Diverged(
                 f"The loss stopped being a number at step {step} of {self.total_steps}; halve learning_rate "
                 f"(now {self.config.learning_rate:g}) and try again."
             )
@@ -250,7 +257,7 @@ class Trainer:
         """Halve the token budget, then recompute activations.
 
         Raises:
-            TrainingFailed: neither is possible any more.
+            OutOfMemory: neither is possible any more.
         """
         step, longest = self.at.step + 1, max(len(row.token_ids) for row in [*self.train, *self.held])
         if self.at.token_budget > SMALLEST_BUDGET:
@@ -259,7 +266,7 @@ class Trainer:
         elif not self.at.recompute and self.config.activation_checkpointing != "off" and self._set_recompute(True):
             said = "activations are computed twice from here on, which is slower"
         else:
-            raise TrainingFailed(
+            raise OutOfMemory(
                 f"Memory ran out at step {step} with a token_budget of {self.at.token_budget}, where the longest row alone has "
                 f"{longest} tokens ({what.splitlines()[0][:120]}). Set max_length to {max(16, longest // 2)}, or choose a smaller base."
             )
@@ -272,7 +279,8 @@ class Trainer:
 
     def _evaluate_where_due(self, ends_epoch: bool) -> None:
         every, step = self.config.eval_steps, self.at.step
-        if step != self.total_steps and not (step % every == 0 if every else ends_epoch):
+        due = step == self.total_steps or self.at.out_of_time or (step % every == 0 if every else ends_epoch)
+        if not due:
             return
         found = self.evaluate()
         if found is None:
@@ -304,10 +312,34 @@ class Trainer:
         self.emit("samples", step=self.at.step, items=items)
         return items
 
-    def _save_where_due(self) -> None:
-        if self.checkpoints is None or not self.team.leads or self.at.step == self.total_steps:
+    def _look_at_the_clock(self) -> None:
+        """End the training where its time is up; one process decides for all, since clocks differ."""
+        limit_s = 60 * self.config.max_minutes
+        over = bool(limit_s) and self.at.seconds >= limit_s and self.at.step < self.total_steps
+        self.at.out_of_time = bool(limit_s) and self.team.total(over and self.team.leads) > 0
+        if self.at.out_of_time:
+            self.emit(
+                "notice",
+                text=f"max_minutes ({self.config.max_minutes:g}) is over at step {self.at.step} of {self.total_steps}; "
+                "what was learned until there is kept.",
+            )
+
+    def _stop_where_wished(self) -> None:
+        if self.control is None:
             return
-        if time.monotonic() - self.saved_at < self.config.checkpoint_every_s:
+        wish = WISHES[int(self.team.total(WISHES.index(self.control.wish()) if self.team.leads else 0))]
+        if not wish:
+            return
+        if wish == PAUSE and self.at.step:
+            self._save()
+        raise Stopped(wish, self.at.step)
+
+    def _save_where_due(self) -> None:
+        if self.at.step != self.total_steps and time.monotonic() - self.saved_at >= self.config.checkpoint_every_s:
+            self._save()
+
+    def _save(self) -> None:
+        if self.checkpoints is None or not self.team.leads:
             return
         try:
             self.checkpoints.save(self._snapshot())

@@ -5,6 +5,7 @@ parameter, and what the backward pass keeps for each token.
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,10 @@ def fitting(base_path: Path, config: TrainConfig, longest_row: int, available_mb
     return config
 
 
-def free_mb() -> int:
-    """What a new process may take, in MiB: on CUDA of the device; else of the machine, or of its container where that has a limit."""
+def free_mb(devices: Sequence[str] = ("cuda:0",)) -> int:
+    """What a new process may take, in MiB: the least of CUDA devices; else of the machine, or of its container where that has a limit."""
     if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0] // MB)
+        return min(int(torch.cuda.mem_get_info(device)[0] // MB) for device in devices)
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit
         group = Path("/sys/fs/cgroup")

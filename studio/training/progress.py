@@ -59,6 +59,7 @@ class Position:
     best_step: int | None = None
     worse: int = 0  # evaluations in a row without a better loss
     stopped_early: bool = False
+    out_of_time: bool = False
     samples_before: list[dict[str, str]] = field(default_factory=list)
 
     def outcome(self, kept_best: bool, resumed_from: int | None, samples: list[dict[str, str]]) -> Outcome:

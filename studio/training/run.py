@@ -24,12 +24,13 @@ from storage import files
 from studio import __version__
 from studio.errors import OutOfSpace, StudioError
 from studio.training.config import TrainConfig
+from studio.training.control import Control, Stopped
 from studio.training.events import Emit, emit_to_stdout
 from studio.training.progress import CHECKPOINTS
 
 LINEAGE_FILE = "studio.json"
-# Options that do not change which adapter comes out.
-WATCHING = ("tracker", "sample_prompts", "sample_tokens", "checkpoint_every_s", "keep_checkpoints")
+# Options that no step depends on: a checkpoint stays of use where they change.
+WATCHING = ("tracker", "sample_prompts", "sample_tokens", "checkpoint_every_s", "keep_checkpoints", "max_minutes")
 TRACKED: dict[str, tuple[str, tuple[str, ...]]] = {
     "progress": ("train", ("loss", "grad_norm", "learning_rate", "tokens_per_s", "memory_mb")),
     "eval": ("eval", ("loss", "perplexity", "accuracy")),
@@ -41,7 +42,7 @@ NICENESS = 5
 class JobSpec:
     """All that a training process needs, as the worker writes it into JOB.json.
 
-    `job_folder` takes checkpoints and event files; `memory_limit_mb` 0 leaves the training what is free.
+    `job_folder` takes checkpoints, event files and what is wished of the `attempt`; `memory_limit_mb` 0 leaves the training what is free.
     """
 
     base_path: str
@@ -55,13 +56,14 @@ class JobSpec:
     job_folder: str
     config: dict[str, Any]
     memory_limit_mb: int = 0
+    attempt: int = 0
 
 
 def train(spec: JobSpec, emit: Emit) -> None:
     """Train one adapter and publish its folder.
 
     Raises:
-        StudioError: in words for the user. MemoryError, RuntimeError: from torch.
+        StudioError: in words for the user. Stopped: somebody wished it. MemoryError, RuntimeError: from torch.
     """
     from studio.bases.loading import load_model, load_tokenizer
     from studio.bases.originals import original_weights
@@ -96,6 +98,7 @@ def train(spec: JobSpec, emit: Emit) -> None:
         original=original_weights(Path(spec.base_path)) if config.init == "loftq" else None,
         checkpoints=CheckpointFolder(Path(spec.job_folder) / CHECKPOINTS, identity(spec), config.keep_checkpoints),
         team=team,
+        control=Control(Path(spec.job_folder), spec.attempt),
     )
     emit("state", state="training")
     try:
@@ -192,18 +195,21 @@ def peak_rss_mb() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20)
 
 
-def explain(error: BaseException, config: dict[str, Any]) -> str:
-    """One sentence for whoever submitted the job."""
+def explain(error: BaseException, config: dict[str, Any]) -> tuple[str, str]:
+    """The cause, one word, and the reason, one sentence, for whoever submitted the job."""
     if isinstance(error, StudioError):
-        return str(error)
+        return error.cause, str(error)
     from studio.training.memory import is_out_of_memory
 
     if is_out_of_memory(error):
         budget, length = config.get("token_budget"), config.get("max_length")
-        return f"Memory ran out. Halve token_budget (now {budget}) or max_length (now {length}), or choose a smaller base; then retry."
+        return (
+            "memory",
+            f"Memory ran out. Halve token_budget (now {budget}) or max_length (now {length}), or choose a smaller base; then retry.",
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "The disk is full. Free some space and retry the job."
-    return f"The training stopped on an error of the studio itself ({type(error).__name__}); the job's log has the details."
+        return "disk", "The disk is full. Free some space and retry the job."
+    return "error", f"The training stopped on an error of the studio itself ({type(error).__name__}); the job's log has the details."
 
 
 def die_with_parent() -> None:
@@ -219,13 +225,16 @@ def die_with_parent() -> None:
 
 
 def run(path: Path, emit: Emit, work: Callable[[JobSpec, Emit], None] = train) -> int:
-    """Do the job in a file; returns the exit status, 0 when the adapter is there."""
+    """Do the job in a file; returns the exit status, 0 when the adapter is there or the training ended on a wish."""
     spec = JobSpec(**orjson.loads(path.read_bytes()))
     try:
         work(spec, emit)
+    except Stopped as stopped:
+        emit("paused", step=stopped.step)
     except Exception as error:  # noqa: BLE001 - the border of the process: one sentence and a log
         traceback.print_exc()
-        emit("failed", reason=explain(error, spec.config))
+        cause, reason = explain(error, spec.config)
+        emit("failed", cause=cause, reason=reason)
         return 1
     return 0
 

@@ -43,7 +43,7 @@ def running_card(job: "JobRecord", curve: Curve, now: float | None = None) -> st
     progress = job.progress
     step, steps = int(progress.get("step", 0)), int(progress.get("steps", 0))
     waited = duration((time.time() if now is None else now) - (job.started_at or job.created_at))
-    busy = "step" not in progress or progress.get("state") == "saving" or job.cancel_requested
+    busy = "step" not in progress or progress.get("state") == "saving" or job.state in ("pausing", "cancelling")
     where = f"{stage(job).capitalize()}, {waited} so far" if busy else f"Step {step:,} of {steps:,}"
     notices = "".join(f'<p class="as-notice">{esc(text)}</p>' for text in curve.notices)
     return (
@@ -143,8 +143,8 @@ def _history_row(job: "JobRecord", beside: Beside, now: float | None) -> str:
 
 def _buttons(job: "JobRecord", beside: Beside, name: str, chat: str = "Chat with it →") -> str:
     """What one may do with a job as it stands."""
-    if job.state in ("queued", "running"):
-        return "" if job.cancel_requested else button("Cancel", "cancel", job.id, look="quiet", about=name)
+    if job.finished_at is None:
+        return "" if job.state == "cancelling" else button("Cancel", "cancel", job.id, look="quiet", about=name)
     if job.state == "done":
         return button(chat, "chat", job.adapter_id, about=name) if job.adapter_id in beside.chats else ""
     step = beside.resumes.get(job.id)

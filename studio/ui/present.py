@@ -11,6 +11,7 @@ from datetime import datetime
 from html import escape as esc
 from typing import TYPE_CHECKING, Any
 
+from storage.states import STATES
 from studio.training.config import make_config
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 BASE_LABEL = "Base model"
 METHOD_NAMES = {"lora": "LoRA", "dora": "DoRA", "prefix": "prefix"}
-STATE_NAMES = {"queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled"}
+STATE_NAMES = {state: state for state in STATES} | {"queued": "waiting"}
 METRIC_NAMES = {
     "trained_tokens": "tokens learned from",
     "seconds": "time of the loop",
@@ -228,8 +229,8 @@ def memory_line(estimate: "Estimate", trainings: int) -> str:
 
 def stage(job: "JobRecord") -> str:
     """What a running job is at, where it has no step to show."""
-    if job.cancel_requested:
-        return "cancelling"
+    if job.state in ("pausing", "cancelling"):
+        return job.state
     waits = {"loading": "loading the base", "training": "measuring the loss before the first step", "saving": "saving the adapter"}
     return waits.get(job.progress.get("state", ""), "starting")
 

@@ -231,7 +231,7 @@ def test_an_adapter_cannot_take_anothers_name(shell: Shell) -> None:
 def test_a_dataset_that_a_queued_job_needs_stays(shell: Shell) -> None:
     job = shell.run("train", "--dataset", "Boy wizard", "--name", "wizard", *STEPS, "--json").json["job"]
     assert "'Boy wizard' is needed by 1 unfinished job(s); cancel them first or wait" in shell.refuse("dataset", "rm", "Boy wizard")
-    assert shell.run("job", "cancel", job, "--json").json == {"job": job, "state": "cancelled", "cancel_requested": False}
+    assert shell.run("job", "cancel", job, "--json").json == {"job": job, "state": "cancelled"}
     assert "is cancelled already" in shell.refuse("job", "cancel", job)
     assert shell.run("dataset", "rm", "Boy wizard", "--json").json == {"removed": "Boy wizard", "adapters_that_learned_from_it": []}
 

@@ -45,7 +45,8 @@ def test_what_torch_python_and_the_system_say_is_known(allocate: Callable[[], ob
     with pytest.raises((RuntimeError, MemoryError, OSError)) as caught:
         allocate()
     assert is_out_of_memory(caught.value)
-    assert explain(caught.value, {"token_budget": 77, "max_length": 512}).startswith("Memory ran out. Halve token_budget (now 77)")
+    cause, reason = explain(caught.value, {"token_budget": 77, "max_length": 512})
+    assert cause == "memory" and reason.startswith("Memory ran out. Halve token_budget (now 77)")
 
 
 @pytest.mark.parametrize("wrong", [lambda: torch.ones(2) @ torch.ones(3), lambda: torch.empty(-1), lambda: int("memory")])
@@ -53,7 +54,7 @@ def test_other_errors_are_not_taken_for_it(wrong: Callable[[], object]) -> None:
     with pytest.raises((RuntimeError, ValueError)) as caught:
         wrong()
     assert not is_out_of_memory(caught.value)
-    assert "error of the studio itself" in explain(caught.value, {})
+    assert "error of the studio itself" in explain(caught.value, {})[1]
 
 
 # Where it runs out in the middle

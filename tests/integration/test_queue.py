@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from peft import PeftModel
 from storage.errors import LeaseLost
 from storage.records import JobRecord
 from studio.errors import InvalidInput, NameTaken, NotFound
-from studio.jobs.worker import _exit_reason
+from studio.jobs.supervisor import exit_reason
 from studio.lora.files import read_adapter
 from studio.services import Studio
 from tests.conftest import ROOT
@@ -135,7 +136,7 @@ def test_a_job_keeps_its_checkpoint_for_the_retry_unless_it_starts_over(studio: 
     submit(studio, "a", TINY)
     job = end_with_a_checkpoint(studio, "failed")
     assert studio.queue.resume_step(job.id) == 7
-    assert "A retry resumes at step 7;" in _exit_reason(-signal.SIGKILL, studio.queue.resume_step(job.id))
+    assert "A retry resumes at step 7;" in exit_reason(-signal.SIGKILL, studio.queue.resume_step(job.id))[1]
     assert studio.queue.retry(job.id).state == "queued" and studio.queue.resume_step(job.id) == 7
     with pytest.raises(InvalidInput):
         studio.queue.retry(job.id, from_start=True)  # it waits already, and keeps what it has
@@ -301,7 +302,9 @@ def test_a_full_disk_while_saving_fails_plainly_and_leaves_nothing(studio: Studi
     job = submit(studio, "a", TINY)
     claimed = studio.queue.jobs.claim("test", time.time(), 60.0)
     assert claimed is not None
-    spec = studio.worker._write_spec(claimed, studio.default_base())
+    launch = studio.supervisor._launch(claimed, studio.default_base(), ())
+    spec = launch.folder / "job.json"
+    spec.write_text(json.dumps(asdict(launch.spec)))
     code = (
         "import resource, sys; from pathlib import Path; from studio.training import run;"
         "from studio.training.events import emit_to_stdout;"
@@ -311,6 +314,8 @@ def test_a_full_disk_while_saving_fails_plainly_and_leaves_nothing(studio: Studi
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     events = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert result.returncode == 1 and events[-1]["kind"] == "failed"
-    assert events[-1]["reason"].startswith("The adapter could not be saved: File too large. Free some space")
+    assert events[-1]["cause"] == "disk" and events[-1]["reason"].startswith(
+        "The adapter could not be saved: File too large. Free some space"
+    )
     assert not list((studio.settings.home / "adapters").iterdir())
-    assert studio.queue.get(job.id).state == "running"  # this test played the worker
+    assert studio.queue.get(job.id).state == "starting"  # this test played the worker

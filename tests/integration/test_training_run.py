@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from studio.bases.originals import original_weights
 from studio.errors import BaseUnavailable, InvalidInput
-from studio.jobs.process import TrainingProcess
+from studio.jobs.executor import Launch
+from studio.jobs.process import LocalExecutor
 from studio.lora.files import read_adapter
 from studio.lora.injection import linear_layers
 from studio.training.run import LINEAGE_FILE, identity
@@ -136,12 +137,12 @@ def test_two_processes_train_the_adapter_of_one(tmp_path: Path, tiny_base: Path,
     options = {"max_steps": 6, "learning_rate": 0.02, "token_budget": 40, "neftune": 0.0, "eval_steps": 3, "checkpoint_every_s": 0}
     alone, together = Job(tmp_path / "alone", tiny_base, **options), Job(tmp_path / "together", tiny_base, **options, devices=2)
     wanted = done(forks, alone)
-    process = TrainingProcess(together.file, together.folder / "log.txt", devices=2)
+    run = LocalExecutor().submit(Launch("together", together.spec, together.folder, together.folder / "log.txt", processes=2))
     end = time.monotonic() + 240
-    while (status := process.wait(1)) is None:
+    while (status := run.status(1)) is None:
         assert time.monotonic() < end, together.log
-    events = process.drain()
-    process.close()
+    events = run.events()
+    run.close()
     assert status == 0, together.log
     assert [kind for _, kind, _ in events] == [json.loads(line)["kind"] for line in alone.out.read_text().splitlines()]  # one speaks
     found = next(data for _, kind, data in events if kind == "done")

@@ -62,7 +62,7 @@ def test_a_running_job_shows_step_speed_and_remaining_time() -> None:
     assert "Step 3 of 12" in text and "410 tokens/s" in text and "1 min 15 s" in text and "checkpoint step 2" in text
     waiting = joblist.running_card(replace(JOB, progress={"state": "loading"}), Curve(), NOW)
     assert "Loading the base, 20 s so far" in waiting and "as-bar-busy" in waiting
-    assert "Cancelling" in joblist.running_card(replace(JOB, cancel_requested=True), Curve(), NOW)
+    assert "Cancelling" in joblist.running_card(replace(JOB, state="cancelling"), Curve(), NOW)
     assert "attempt 2, resumed at step 45" in joblist.running_card(replace(JOB, attempt=2), Curve(resumed_at=45), NOW)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from storage.states import ACTIVE, READY
 from studio.errors import NotFound, StudioError
 from studio.jobs.sweep import parse_axes
 from studio.training.config import TrainConfig
@@ -162,18 +163,18 @@ class _Events:
     def live(self, shown: dict[str, str], outcomes: list[str]) -> tuple[Any, ...]:
         """The running job, the queue, and what is over."""
         jobs = self.studio.queue.open()
-        running = next((job for job in jobs if job.state == "running"), None)
+        running = next((job for job in jobs if job.state in ACTIVE), None)
         unfinished = {job.group for job in jobs if job.group}
         over = [job for job in self.studio.queue.all() if job.finished_at is not None and job.group not in unfinished]
         newest = set(list(dict.fromkeys(job.group or job.id for job in over))[:SHOWN_JOBS])
         over = [job for job in over if (job.group or job.id) in newest]
         groups = {group: self.studio.queue.compare(group) for group in unfinished | {job.group for job in over if job.group}}
-        queue = [job for job in jobs if job.group or job.state == "queued"]
+        queue = [job for job in jobs if job.group or job.state not in ACTIVE]
         beside = self._beside([*over, *(job for group in groups.values() for job in group.jobs)], outcomes)
         return (
-            only_new(shown, "running", self._running(running, any(job.state == "queued" for job in jobs), bool(over))),
+            only_new(shown, "running", self._running(running, any(job.state in READY for job in jobs), bool(over))),
             running.id if running else "",
-            gr.Button(visible=running is not None, interactive=running is not None and not running.cancel_requested),
+            gr.Button(visible=running is not None, interactive=running is not None and running.state != "cancelling"),
             only_new(shown, "waiting", joblist.waiting_list(joblist.entries(queue, groups), beside)),
             only_new(shown, "history", joblist.history(joblist.entries(over, groups), beside)),
         )
@@ -212,7 +213,7 @@ class _Events:
         """What a second changed: the tab where it is open, and the way into the chat for who tried it."""
         live = self.live(shown, outcomes) if opened == TRAIN else (gr.skip(),) * 5
         job = self.studio.queue.get(trying) if trying else None
-        if job is None or job.state in ("queued", "running"):
+        if job is None or job.finished_at is None:
             return *live, trying, gr.skip(), gr.skip()
         if job.state == "done" and opened == TRAIN:
             return *live, "", *open_chat(self.studio, job.adapter_id)
@@ -224,7 +225,7 @@ class _Events:
             job = self.studio.queue.cancel(job_id)
         except StudioError as error:
             return present.error_card(error)
-        return present.note_card(f"The training of {job.adapter_name} {'stops' if job.state == 'running' else 'was cancelled'}.")
+        return present.note_card(f"The training of {job.adapter_name} {'stops' if job.state == 'cancelling' else 'was cancelled'}.")
 
     def act(self, outcomes: list[str], event: gr.EventData) -> tuple[Any, Any, Any, Any]:
         """A button in the lists: cancel, retry, chat, or what came of a job."""
