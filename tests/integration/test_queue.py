@@ -314,8 +314,7 @@ def test_a_full_disk_while_saving_fails_plainly_and_leaves_nothing(studio: Studi
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     events = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     assert result.returncode == 1 and events[-1]["kind"] == "failed"
-    assert events[-1]["cause"] == "disk" and events[-1]["reason"].startswith(
-        "The adapter could not be saved: File too large. Free some space"
-    )
+    assert events[-1]["cause"] == "disk"
+    assert events[-1]["reason"].startswith("The adapter could not be saved: File too large. Free some space")
     assert not list((studio.settings.home / "adapters").iterdir())
     assert studio.queue.get(job.id).state == "starting"  # this test played the worker

@@ -292,8 +292,12 @@ def python_json(text: bytes) -> Any:
     def whole(digits: str) -> float:
         return int(digits) if -(2**63) <= int(digits) < 2**64 else finite(digits)
 
-    value = json.loads(text.decode(), parse_constant=refuse, parse_float=finite, parse_int=whole)
-    orjson.dumps(value)  # no half characters
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        orjson.dumps(pairs)  # no half characters, also not in what a later key of the same name takes the place of
+        return dict(pairs)
+
+    value = json.loads(text.decode(), parse_constant=refuse, parse_float=finite, parse_int=whole, object_pairs_hook=checked)
+    orjson.dumps(value)
     return value
 
 
