@@ -138,6 +138,8 @@ class Jobs:
     def request_cancel(self, job_id: str, now: float) -> JobRecord:
         """Cancel a queued job at once; ask the worker of a running one. Other states stay as they are."""
         with self.database.write() as session:
+            # Held from here on: between the two updates a worker could put a running job back into the queue.
+            session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
             at_once = update(JobRow).where(JobRow.id == job_id, JobRow.state == QUEUED)
             session.execute(at_once.values(state=CANCELLED, reason="Cancelled before it started.", finished_at=now))
             ask = update(JobRow).where(JobRow.id == job_id, JobRow.state == RUNNING)

@@ -29,6 +29,10 @@ class BaseUnavailable(StudioError):
     """The base model could not be found, fetched or loaded."""
 
 
+class DatabaseUnavailable(StudioError):
+    """The database cannot be reached, opened or brought up to date."""
+
+
 class OutOfSpace(StudioError):
     """The disk is full; nothing half-written was left behind."""
 
