@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -60,7 +61,18 @@ class Server:
         words = self.folder / "password"
         words.write_text(PASSWORD)
         words.chmod(0o644)
-        self._run("initdb", "-D", self._data, "-U", "studio", "-A", "scram-sha-256", "--pwfile", str(words), *"--no-sync -E UTF8 --locale C".split())
+        self._run(
+            "initdb",
+            "-D",
+            self._data,
+            "-U",
+            "studio",
+            "-A",
+            "scram-sha-256",
+            "--pwfile",
+            str(words),
+            *["--no-sync", "-E", "UTF8", "--locale", "C"],
+        )
         self.start()
 
     @property
@@ -97,10 +109,7 @@ class Server:
 
     def stop(self) -> None:
         """End every connection and the server."""
-        self.process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(1)  # a polite end waits for those who are connected
-        self.process.send_signal(2)
+        self.process.send_signal(signal.SIGINT)
         self.process.wait()
 
     def close(self) -> None:
