@@ -104,21 +104,20 @@ def _begin_sqlite(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
 
 
-def explain(error: SQLAlchemyError, url: URL) -> DatabaseUnavailable:
+def explain(error: SQLAlchemyError, url: URL) -> str:
     """What a person is told where the driver could not open, reach or use the database."""
     original = getattr(error, "orig", None) or error
     said = str(original)
     if url.get_backend_name() == "sqlite":
         if isinstance(original, sqlite3.OperationalError) and "locked" in said:
-            return DatabaseUnavailable("Another program has held the database's lock for seconds; close it and try again.")
-        return DatabaseUnavailable(
-            f"The database file {Path(url.database or '').name!r} cannot be used: {said}; check it, or change {VARIABLE}."
-        )
+            return "Another program has held the database's lock for seconds; close it and try again."
+        name = Path(url.database or "").name
+        return f"The database file {name!r} cannot be used: {said}; check it, or change {VARIABLE}."
     where = f"The PostgreSQL server at {url.host or 'the local socket'}{f':{url.port}' if url.port else ''}"
     for pattern, advice in SAYINGS:
         if re.search(pattern, said, re.IGNORECASE):
-            return DatabaseUnavailable(f"{where} {advice} {VARIABLE}.")
+            return f"{where} {advice} {VARIABLE}."
     last = said.strip().splitlines()[-1].rstrip(".") if said.strip() else type(original).__name__
     if url.password:
         last = last.replace(str(url.password), "***")
-    return DatabaseUnavailable(f"{where} cannot be used: {last}; mend that, or change {VARIABLE}.")
+    return f"{where} cannot be used: {last}; mend that, or change {VARIABLE}."

@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError
+from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from storage.connecting import VARIABLE, explain, make_engine, read_url
@@ -28,48 +28,45 @@ class Database:
 
     Args:
         url: of SQLite or PostgreSQL; a SQLite file's folder is made where it is missing.
-
-    Raises:
-        DatabaseUnavailable: it cannot be reached, opened or brought up to date.
+        unavailable: what is raised, with one sentence for people, where the database cannot be reached, opened or
+            brought up to date; now or later.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._address = read_url(url)
-        self.engine = make_engine(self._address)
+    def __init__(self, url: str, unavailable: type[Exception] = DatabaseUnavailable) -> None:
+        self.url, self._unavailable = url, unavailable
+        try:
+            self._address = read_url(url)
+            self.engine = make_engine(self._address)
+        except DatabaseUnavailable as error:
+            raise unavailable(str(error)) from None
         self._writer = self.engine.execution_options(studio_writer=True)
         try:
-            migrate(self._writer)
-        except (DatabaseError, InterfaceError) as error:
+            with self._explained(DatabaseError, InterfaceError):
+                migrate(self._writer)
+        except unavailable:
             self.close()
-            raise explain(error, self._address) from error
-        except CommandError:
-            self.close()
-            why = "The database was made by a newer version of the studio; install that version"
-            raise DatabaseUnavailable(f"{why}, or name another database in {VARIABLE}.") from None
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for queries.
-
-        Raises:
-            DatabaseUnavailable: the database does not answer any more.
-        """
+        """A session for queries."""
         with self._explained(), Session(self.engine) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that commits at the end of the block, or rolls all of it back. Raises as `read` does."""
+        """A session that commits at the end of the block, or rolls all of it back."""
         with self._explained(), Session(self._writer) as session, session.begin():
             yield session
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, *kinds: type[SQLAlchemyError]) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError) as error:
-            raise explain(error, self._address) from error
+        except kinds or (OperationalError, InterfaceError) as error:
+            raise self._unavailable(explain(error, self._address)) from error
+        except DatabaseUnavailable as error:
+            raise self._unavailable(str(error)) from error
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -80,7 +77,7 @@ def migrate(engine: Engine, revision: str = "head") -> None:
     """Bring the schema to a revision, the newest where left out, in one transaction that other processes wait for.
 
     Raises:
-        DatabaseUnavailable: a PostgreSQL database is not in UTF-8.
+        DatabaseUnavailable: a PostgreSQL database is not in UTF-8, or the schema is newer than this program.
     """
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
@@ -89,7 +86,13 @@ def migrate(engine: Engine, revision: str = "head") -> None:
             _check_encoding(connection)
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        try:
+            command.upgrade(config, revision)
+        except CommandError as error:
+            if "locate revision" not in str(error):
+                raise
+            how = f"install that version, or name another database in {VARIABLE}"
+            raise DatabaseUnavailable(f"The database was made by a newer version of the studio; {how}.") from None
 
 
 def _check_encoding(connection: Connection) -> None:

@@ -257,19 +257,19 @@ class Jobs:
         at_once = {"reason": "Cancelled before it started.", "finished_at": now}
         stopped = {"reason": "Cancelled while it was paused.", "finished_at": now}
         return self._first_of(
-            _move(CANCELLED, JobRow.id == job_id, JobRow.state.in_(READY)).values(at_once),
-            _move(CANCELLED, JobRow.id == job_id, JobRow.state == PAUSED).values(stopped),
-            _move(CANCELLING, JobRow.id == job_id),
+            job_id,
+            _move(CANCELLED, JobRow.state.in_(READY)).values(at_once),
+            _move(CANCELLED, JobRow.state == PAUSED).values(stopped),
+            _move(CANCELLING),
         )
 
     def pause(self, job_id: str) -> JobRecord | None:
         """Put a waiting job aside at once; ask the worker of a running one to keep a checkpoint and stop."""
-        aside = _move(PAUSED, JobRow.id == job_id, JobRow.state.in_(READY)).values(reason="Paused before it started.")
-        return self._first_of(aside, _move(PAUSING, JobRow.id == job_id))
+        return self._first_of(job_id, _move(PAUSED, JobRow.state.in_(READY)).values(reason="Paused before it started."), _move(PAUSING))
 
     def resume(self, job_id: str) -> JobRecord | None:
         """Queue a paused job again, at the place that it had."""
-        return self._first_of(_move(QUEUED, JobRow.id == job_id, JobRow.state == PAUSED).values(reason=""))
+        return self._first_of(job_id, _move(QUEUED, JobRow.state == PAUSED).values(reason=""))
 
     def retry(self, job_id: str, adapter_id: str, now: float) -> JobRecord | None:
         """Queue a failed or cancelled job again, at the end, with a fresh adapter id."""
@@ -282,12 +282,14 @@ class Jobs:
             "finished_at": None,
             "position": now,
         }
-        return self._first_of(_move(QUEUED, JobRow.id == job_id, JobRow.state.in_((FAILED, CANCELLED))).values(fresh))
+        return self._first_of(job_id, _move(QUEUED, JobRow.state.in_((FAILED, CANCELLED))).values(fresh))
 
-    def _first_of(self, *moves: Update) -> JobRecord | None:
+    def _first_of(self, job_id: str, *moves: Update) -> JobRecord | None:
         with self.database.write() as session:
+            # Held from here on: between two of the moves its worker could change the state.
+            session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
             for move in moves:
-                row = session.scalar(move.returning(JobRow))
+                row = session.scalar(move.where(JobRow.id == job_id).returning(JobRow))
                 if row is not None:
                     return to_record(JobRecord, row)
         return None
@@ -296,8 +298,7 @@ class Jobs:
 
     def prioritise(self, job_id: str, priority: int) -> JobRecord | None:
         """Change the priority of a job that is not over."""
-        change = update(JobRow).where(JobRow.id == job_id, JobRow.state.in_((*READY, PAUSED))).values(priority=priority)
-        return self._first_of(change)
+        return self._first_of(job_id, update(JobRow).where(JobRow.state.in_((*READY, PAUSED))).values(priority=priority))
 
     def place(self, job_id: str, before: str = "") -> JobRecord | None:
         """Put a job that nobody has taken before another one, or at the end; it takes over its new neighbours' priority."""
@@ -314,8 +315,8 @@ class Jobs:
 
     def run_after(self, job_id: str, other: str, reason: str) -> JobRecord | None:
         """Let a job that nobody has taken wait until another is done, and say so; an empty id lets it go."""
-        change = _move(WAITING if other else QUEUED, JobRow.id == job_id, JobRow.state.in_(READY))
-        return self._first_of(change.values(after=other, reason=reason))
+        change = _move(WAITING if other else QUEUED, JobRow.state.in_(READY)).values(after=other, reason=reason)
+        return self._first_of(job_id, change)
 
     # The whole queue
 

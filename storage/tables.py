@@ -29,7 +29,7 @@ class BaseRow(Table):
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(200), unique=True)
-    source: Mapped[str] = mapped_column(String(500))
+    source: Mapped[str] = mapped_column(String(500, cut=True))
     fingerprint: Mapped[str] = mapped_column(String(64), index=True)
     size_bytes: Mapped[int] = mapped_column(Long)
     created_at: Mapped[float] = mapped_column(Float)

@@ -35,6 +35,10 @@ class BaseUnavailable(StudioError):
     cause = "base"
 
 
+class DatabaseUnavailable(StudioError):
+    """The database cannot be reached, opened or brought up to date."""
+
+
 class OutOfSpace(StudioError):
     """The disk is full; nothing half-written was left behind."""
 

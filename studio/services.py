@@ -32,7 +32,7 @@ from studio.datasets.library import DatasetLibrary
 from studio.datasets.passes import Progress, never, unwatched
 from studio.datasets.reading import Limits, pasted_suffix
 from studio.datasets.rendering import render
-from studio.errors import InvalidInput, NotFound
+from studio.errors import DatabaseUnavailable, InvalidInput, NotFound
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.process import LocalExecutor
 from studio.jobs.queue import Queue, training_config
@@ -87,7 +87,7 @@ class Studio:
         home.mkdir(parents=True, exist_ok=True)
         for folder in ("datasets", "adapters", "bases", "exports"):
             files.sweep_partials(home / folder, STALE_S, time.time())
-        self._database = Database(settings.url)
+        self._database = Database(settings.url, DatabaseUnavailable)
         jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
         self._longest_rows: dict[tuple[str, str], int] = {}

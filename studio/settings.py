@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STUDIO_", frozen=True, extra="ignore")
 
     home: Path = Field(Path("var"), description="folder of everything that the studio keeps")
-    database_url: str = Field("", description="SQLAlchemy URL; empty means STUDIO_HOME/studio.db")
+    database_url: str = Field("", repr=False, description="URL of SQLite or PostgreSQL; empty means STUDIO_HOME/studio.db")
     host: str = Field("", description="address the page listens on")
     port: int = Field(0, ge=0, le=65535, description="port of the page; 0 means 7860")
     share: bool = Field(False, description="ask Gradio for a public link")

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from storage import files
-from storage.errors import DuplicateName
+from storage.errors import DuplicateName, LeaseLost
 from storage.jobs import Jobs
 from storage.records import AdapterRecord, BaseRecord, JobRecord
 from storage.repositories import Bases
@@ -64,7 +64,10 @@ class Supervisor:
         try:
             status = attempt.watch(stopping)
             run.stop()  # what it may have left behind
-            self._conclude(attempt, base, status, stopping.is_set())
+            try:
+                self._conclude(attempt, base, status, stopping.is_set())
+            except LeaseLost:  # somebody wished something just now; once it is heard, the end is another
+                self._conclude(attempt, base, status, stopping.is_set())
         finally:
             run.stop()
             run.close()

@@ -1,10 +1,15 @@
 """Fixtures of these tests alone."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from storage.database import Database
+from storage.repositories import Bases
+from tests.databases import Server
 from tests.jobs import Forks
+from tests.records import BASE
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,31 @@ def forks() -> Iterator[Forks]:
     forks = Forks()
     yield forks
     forks.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server of these tests alone."""
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A new, empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'deep' / 'studio.db'}"
+        return
+    server: Server = request.getfixturevalue("postgres")
+    with server.database() as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A migrated database of each kind with one base in it."""
+    database = Database(database_url)
+    Bases(database).add(BASE)
+    yield database
+    database.close()
