@@ -26,14 +26,12 @@ class Advice:
 
 PLAIN = {
     "data": Advice("The data or an option does not fit", "Mend what the reason names; then copy the job with the change.", ""),
-    "base": Advice("The base model is not usable", "Fetch the base again, then retry.", RETRY),
-    "disk": Advice("The disk is full", "Free some space on the studio's disk; the retry goes on at the last checkpoint.", RETRY),
-    "lost": Advice(
-        "Its worker died again and again", "Look at the log's end, and at what else ran then. A smaller step needs less memory.", RETRY
-    ),
-    "name": Advice("The adapter's name was taken", "Rename the other adapter, then retry; nothing has to be trained again.", RETRY),
-    "start": Advice("The process could not be started", "Mend what the reason names, then retry.", RETRY),
-    "error": Advice("An error of the studio itself", "The log has the details. A retry goes on at the last checkpoint.", RETRY),
+    "base": Advice("The base model is not usable", "Fetch the base again, then retry."),
+    "disk": Advice("The disk is full", "Free some space on the studio's disk; the retry goes on at the last checkpoint."),
+    "lost": Advice("Its worker died again and again", "Look at the end of the log, and at what else ran then."),
+    "name": Advice("The adapter's name was taken", "Rename the other adapter, then retry."),
+    "start": Advice("The process could not be started", "Mend what the reason names, then retry."),
+    "error": Advice("An error of the studio itself", "The log has the details; a retry goes on at the last checkpoint."),
 }
 
 
