@@ -25,6 +25,7 @@ from studio import __version__
 from studio.errors import OutOfSpace, StudioError
 from studio.training.config import TrainConfig
 from studio.training.control import Control, Stopped
+from studio.training.courtesy import ON_THE_CPU, STARTING, step_back
 from studio.training.events import Emit, emit_to_stdout
 from studio.training.progress import CHECKPOINTS
 
@@ -35,7 +36,6 @@ TRACKED: dict[str, tuple[str, tuple[str, ...]]] = {
     "progress": ("train", ("loss", "grad_norm", "learning_rate", "tokens_per_s", "memory_mb")),
     "eval": ("eval", ("loss", "perplexity", "accuracy")),
 }
-NICENESS = 5
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def train(spec: JobSpec, emit: Emit) -> None:
     config = TrainConfig(**spec.config)
     check_installed(config.tracker)
     team = join_team(config.devices)
+    if team.device.type == "cpu":  # on a GPU a training that waits for the processor would waste the GPU
+        step_back(ON_THE_CPU)
     emit = emit if team.leads else _say_nothing
     emit("state", state="loading")
     tokenizer = load_tokenizer(Path(spec.base_path), spec.base_name)
@@ -245,8 +247,7 @@ def main() -> int:
     parser.add_argument("job", type=Path, help="JSON file of a JobSpec")
     arguments = parser.parse_args()
     die_with_parent()
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(NICENESS)  # the page and the chat stay responsive while the CPU trains
+    step_back(STARTING)
     return run(arguments.job, emit_to_stdout)
 
 
