@@ -41,7 +41,7 @@ class Database:
             raise unavailable(str(error)) from None
         self._writer = self.engine.execution_options(studio_writer=True)
         try:
-            with self._explained(DatabaseError, InterfaceError):
+            with self._explained(DatabaseError):
                 migrate(self._writer)
         except unavailable:
             self.close()
@@ -60,10 +60,10 @@ class Database:
             yield session
 
     @contextmanager
-    def _explained(self, *kinds: type[SQLAlchemyError]) -> Iterator[None]:
+    def _explained(self, kind: type[SQLAlchemyError] = OperationalError) -> Iterator[None]:
         try:
             yield
-        except kinds or (OperationalError, InterfaceError) as error:
+        except (kind, InterfaceError) as error:
             raise self._unavailable(explain(error, self._address)) from error
         except DatabaseUnavailable as error:
             raise self._unavailable(str(error)) from error
