@@ -5,6 +5,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import event
@@ -40,6 +41,17 @@ def test_jobs_are_claimed_first_in_first_out(database: Database) -> None:
     first = claimed[0]
     assert first is not None
     assert (first.state, first.attempt, first.lease_owner, first.lease_until, first.started_at) == ("starting", 1, "w", 105.0, 100.0)
+
+
+def test_the_next_job_is_the_first_entry_of_an_index(tmp_path: Path) -> None:
+    database, asked = Database(f"sqlite:///{tmp_path / 'studio.db'}"), list[str]()
+    event.listen(database.engine, "before_cursor_execute", lambda *seen: asked.append(seen[2]))
+    assert Jobs(database).head() is None
+    query = next(statement for statement in asked if "SELECT" in statement).replace("?", "1")
+    with database.engine.connect() as connection:
+        plan = " ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}"))
+    assert "job USING INDEX job_order" in plan and "TEMP B-TREE" not in plan
+    database.close()
 
 
 def test_a_job_that_is_put_back_keeps_its_place(database: Database) -> None:
