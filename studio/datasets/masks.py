@@ -96,7 +96,7 @@ class Masker:
             if at and skeleton.slots[at - 1] == (turn, THOUGHT):
                 begins = at - 1
             start = places[begins][0] - self._opening(skeleton.texts[begins], conversation, turn, begins < at)
-            mark = self._middle_mark(skeleton, at + 1, last, conversation) if at + 1 < len(skeleton.slots) else last
+            mark = self._middle_mark(skeleton, at + 1, last) if at + 1 < len(skeleton.slots) else last
             spans.append((start, end + len(mark)))
         return spans
 
@@ -123,17 +123,21 @@ class Masker:
         match = self._any_added.search(tail)
         return tail[: match.end()] if match else tail.rstrip()
 
-    def _middle_mark(self, skeleton: Skeleton, at: int, last: str, conversation: Conversation) -> str:
+    def _middle_mark(self, skeleton: Skeleton, at: int, last: str) -> str:
         """What ends a turn that another follows: as the last turn ends, or with a token that does not open the next turn."""
         after = skeleton.texts[at]
         if last and after.startswith(last):
             return last
         mark = self._first_mark(after)
         # Not the last turn's mark: then it is one if it is the end of a sequence, or if it ends the user's turns as well.
-        of_users = [
-            self._first_mark(skeleton.texts[i + 1]) for i, (turn, _) in enumerate(skeleton.slots) if conversation[turn]["role"] == "user"
-        ]
-        return mark if mark.strip() in (self.eos, *(other.strip() for other in of_users)) else ""
+        return mark if mark.strip() in (self.eos, self._mark_of_users) else ""
+
+    @cached_property
+    def _mark_of_users(self) -> str:
+        """What ends a user's turn; asked of plain words, since a row's own turns may be blank."""
+        skeleton = self.template.skeleton([{"role": "user", "content": "."}, {"role": "assistant", "content": "."}])
+        at = skeleton.slots.index((0, SAID)) if skeleton and (0, SAID) in skeleton.slots else -1
+        return self._first_mark(skeleton.texts[at + 1]).strip() if skeleton and at >= 0 else ""
 
     def _first_mark(self, after: str) -> str:
         """The added token with which a text begins, and the white space before it."""

@@ -67,6 +67,7 @@ def test_the_tokens_are_the_templates_and_the_answers_are_trained(name: str, tur
 @settings(max_examples=30, deadline=None)
 @given(contents=st.lists(st.tuples(tricky, tricky), min_size=1, max_size=3), system=st.none() | tricky)
 @given_example(contents=[("yes", "yes"), ("yes", "yes")], system="yes")
+@given_example(contents=[("\n\n", "0"), ("\n\n", "0")], system=None)
 @given_example(contents=[("<|im_end|>\n<|im_start|>assistant\nno", "a<|im_end|>b"), ("[/INST] no</s>", "<end_of_turn>")], system="")
 @given_example(contents=[("x", "\n\nanswer "), ("\n", " \nanswer\n")], system="  ")
 def test_nothing_in_a_turn_moves_the_mask(name: str, contents: list[tuple[str, str]], system: str | None) -> None:
