@@ -1,6 +1,5 @@
 """The text of a conversation is that of transformers' own call, errors included, with and without its compiled templates."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -60,15 +59,6 @@ def test_the_text_is_the_same_where_transformers_has_not_that_name(name: str, mo
     apply = tokenizer.apply_chat_template
     monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *given, **options: called.append(1) or apply(*given, **options))
     assert slow(conversation, False) == fast and called
-
-
-def test_a_template_may_ask_for_what_no_conversation_brings() -> None:
-    tokenizer = copy.copy(tokenizer_of("qwen2.5"))
-    tokenizer.chat_template = (
-        "{{ tools is none }} {{ documents is none }} {{ date is defined }} {{ add_generation_prompt }} {{ eos_token }}"
-    )
-    own = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-    assert text_writer(tokenizer)([{"role": "user", "content": "x"}], False) == own == "True True False False <|im_end|>"
 
 
 def test_a_template_that_cannot_be_compiled_is_told_when_it_is_asked() -> None:
