@@ -5,9 +5,8 @@ One pass over the rows counts; rows that look alike are fetched again and compar
 """
 
 from array import array
-from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,7 +116,6 @@ def make_report(
     with ThreadPoolExecutor(1) as helper:
         for offset, rows in slices(count, fetch, watch.part(0, 0.8), "reading rows"):
             tally.add(offset, rows, helper)
-        tally.finish()
     facts = tally.facts(fetch)
     facts.by_language = guess_languages(tally.samples, watch.part(0.8, 0.85))
     facts.languages = shares(facts.by_language)
@@ -143,23 +141,13 @@ class _Tally:
         self.personal: dict[str, list[int]] = {}
         self.samples: list[tuple[int, str]] = []
         self.refusal = ""
-        self.rendering: deque[Future[list[Example | InvalidInput]]] = deque()
 
     def add(self, offset: int, rows: list[Conversation], helper: Executor) -> None:
         """Take the next rows. They are rendered in the helper's thread while this one reads their text: making tokens
-        needs no interpreter, so both go on at once. Not waited for is the newest slice, so that the helper is never idle."""
-        self.rendering.append(helper.submit(self.renderer.render_each, rows))
+        needs no interpreter, so both go on at once."""
+        rendering = helper.submit(self.renderer.render_each, rows)
         self._look_at_all(offset, rows)
-        if len(self.rendering) > 1:
-            self._measure_next()
-
-    def finish(self) -> None:
-        """Wait for what is still rendered; no more rows come."""
-        while self.rendering:
-            self._measure_next()
-
-    def _measure_next(self) -> None:
-        for example in self.rendering.popleft().result():
+        for example in rendering.result():
             self._measure(example)
 
     def _look_at_all(self, offset: int, rows: list[Conversation]) -> None:

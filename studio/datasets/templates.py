@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.bases.marks import has_marks, marked_text
-from studio.bases.template_text import text_writer
 from studio.datasets.forms import Conversation
 from studio.errors import InvalidInput
 
@@ -87,7 +86,6 @@ class ChatTemplate:
             raise InvalidInput("This base has no chat template, so it cannot be taught a conversation; choose an instruct model.")
         self.tokenizer = tokenizer
         self.marked = has_marks(tokenizer.get_chat_template())
-        self._write = text_writer(tokenizer)
         self._skeletons: dict[Any, Skeleton | None] = {}
 
     def text(self, conversation: Conversation, prompt: bool = False) -> str:
@@ -109,7 +107,7 @@ class ChatTemplate:
         try:
             if self.marked:
                 return marked_text(self.tokenizer, conversation, prompt)
-            return self._write(conversation, prompt), []
+            return self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt), []
         # What a template can do wrong is what any expression can: it calls raise_exception, or adds text to nothing.
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200].rstrip(" .") or type(error).__name__
