@@ -48,7 +48,8 @@ class Room:
             names = " and ".join(f"“{other.adapter_name}”" for other in beside[:2])
             return f"It needs about {needed:,} MB, where {free:,} MB are free beside {names}; it starts when that is over."
         if self.chat.base is not None:
-            return f"It needs about {needed:,} MB, where {free:,} MB are free beside the chat's base; put that aside in the Chat tab."
+            how = "give its memory back in the Chat tab, under More"
+            return f"It needs about {needed:,} MB, where {free:,} MB are free beside the chat's base; {how}."
         return ""  # alone it makes itself fit, or says what would
 
     def settle(self) -> None:

@@ -89,13 +89,16 @@ class Chat:
             why: a clause for who asks meanwhile, such as that something else needs the memory.
         """
         with self._lock:
-            if self._engine is None or self._base is None:
-                return True
-            if self._engine.busy:
+            base = self._base
+            if not self._unload():
                 return False
-            self._put_aside = (self._base, why)
-            self._drop()
+            self._put_aside = (base, why) if base is not None else self._put_aside
             return True
+
+    def unload(self) -> bool:
+        """Give back the memory of the resident base until somebody asks something; False where somebody is being answered."""
+        with self._lock:
+            return self._unload()
 
     def bring_back(self) -> None:
         """Load the base that was put aside.
@@ -161,6 +164,12 @@ class Chat:
         """End the engine's thread."""
         with self._lock:
             self._drop()
+
+    def _unload(self) -> bool:
+        if self._engine is not None and self._engine.busy:
+            return False
+        self._drop()
+        return True
 
     def _drop(self) -> None:
         if self._engine is not None:

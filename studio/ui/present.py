@@ -183,6 +183,7 @@ def status_line(status: "Status") -> str:
         f'<b id="status-base">{esc(status.base)}</b> {esc(status.quantization)}' if status.base else "<b>no base model yet</b>",
         esc(cost) + (f'<span class="as-wide"> ({esc(detail)}</span>' if detail else ""),
         f"{esc(status.device)}, {size(status.memory_mb * 2**20)} in use",
+        f"the chat's base is put aside while {esc(status.aside)}" if status.aside else "",
         status_job(status.running),
         f"{status.waiting} waiting" if status.waiting else "",
     ]

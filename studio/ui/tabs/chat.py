@@ -45,6 +45,7 @@ class ChatTab:
     top_p: gr.Slider
     length: gr.Slider
     seed: gr.Number
+    unload: gr.Button
 
 
 def build() -> ChatTab:
@@ -106,6 +107,7 @@ def _build_composer() -> dict[str, Any]:
             seed = gr.Number(
                 label="Seed", info="The same seed draws the same; empty draws anew.", precision=0, elem_id="chat-seed", value=None
             )
+        unload = gr.Button("Give back the base's memory", elem_id="chat-unload", elem_classes="as-quiet", scale=0)
     return {
         "adapter": adapter,
         "prompt": prompt,
@@ -118,6 +120,7 @@ def _build_composer() -> dict[str, Any]:
         "top_p": top_p,
         "length": length,
         "seed": seed,
+        "unload": unload,
     }
 
 
@@ -212,6 +215,14 @@ class _Events:
         kept = talk if busy else {**talk, **changed}
         return *shown, kept, text, gr.Button(visible=not busy), gr.Button(visible=busy), gr.Button(interactive=not busy), trouble
 
+    def unload(self) -> str:
+        """Make room for a training; the next message loads the base again."""
+        if self.studio.chat.unload():
+            return present.note_card("The base is out of memory until the next message.")
+        return present.error_card(
+            "Somebody is being answered right now; wait for the end of the reply, then try again.", "The base is in use"
+        )
+
     def stop(self, request: gr.Request) -> None:
         """Stop what this browser hears; what was said so far stands."""
         for stream in self.speaking.get(str(request.session_hash), []):
@@ -235,6 +246,7 @@ def wire(page: Page, studio: "Studio") -> None:
     gr.on([tab.send.click, tab.prompt.submit], **speak).then(**ready)
     tab.prompts.act(_example, None, tab.prompt, **QUIET).then(**speak).then(**ready)
     tab.stop.click(events.stop, None, None, concurrency_limit=None, **QUIET)
+    tab.unload.click(events.unload, None, tab.trouble, **QUIET)
     tab.adapter.change(events.heads, tab.adapter, heads, **QUIET)
     tab.compare.change(lambda on: (gr.Column(visible=not on), gr.Row(visible=on)), tab.compare, [tab.alone, tab.pair], **QUIET)
     tab.fresh.click(lambda: ([], [], [], empty_talk()), None, [*panes, tab.talk], **QUIET)
