@@ -25,7 +25,7 @@ from tests.jobs import Job
 PROMPT = [{"role": "user", "content": "Describe the city of Paris to a visitor."}]
 # The same command without its courtesy.
 RUDE = ("-c", "import studio.training.run as r; r.step_back = lambda niceness: None; r.main()")
-CONFIG = {"quantization": "nf4", "rank": 16, "max_steps": 100_000, "held_out": 0.0, "checkpoint_every_s": 3600}
+CONFIG = {"quantization": "nf4", "rank": 16, "batch_size": 2, "max_steps": 100_000, "held_out": 0.0, "checkpoint_every_s": 3600}
 
 
 def first_tokens(engine: Engine, requests: int) -> list[float]:
