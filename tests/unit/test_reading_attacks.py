@@ -376,7 +376,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def test_no_broken_file_of_any_kind_escapes_as_another_error(tmp_path: Path) -> None:
-    cases = int(os.environ.get("READING_FUZZ_CASES", "400"))  # of each kind; a tenth of it where a process reads
+    cases = int(os.environ.get("READING_FUZZ_CASES", "120"))  # of each kind; a tenth of it where a process reads
     limits, rng = Limits(1 << 20, expanded_bytes=1 << 22, row_bytes=1 << 16), random.Random(7)
     seen = refused = wrong = 0
     for suffix, content in samples(tmp_path):

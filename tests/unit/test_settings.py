@@ -52,6 +52,8 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("max_batch", "4", 4),
         ("max_upload_bytes", "1000", 1000),
         ("hub_timeout_s", "0.5", 0.5),
+        ("jobs_per_device", "3", 3),
+        ("sharing", "wait", "wait"),
         ("lease_s", "4", 4.0),
         ("max_losses", "1", 1),
         ("memory_limit_mb", "4096", 4096),
