@@ -61,9 +61,10 @@ class Database:
 
     @contextmanager
     def _explained(self, *kinds: type[SQLAlchemyError]) -> Iterator[None]:
+        known = kinds or (OperationalError, InterfaceError)
         try:
             yield
-        except kinds or (OperationalError, InterfaceError) as error:
+        except known as error:
             raise self._unavailable(explain(error, self._address)) from error
         except DatabaseUnavailable as error:
             raise self._unavailable(str(error)) from error
