@@ -321,7 +321,7 @@ class Jobs:
         }
         with self.database.write() as session:
             again = _move(QUEUED, JobRow.id == job_id, JobRow.state.in_((FAILED, CANCELLED)))
-            row = session.scalar(again.values(fresh, position=max(now, _end(session) + 1.0)).returning(JobRow))
+            row = session.scalar(again.values(fresh | {"position": max(now, _end(session) + 1.0)}).returning(JobRow))
             return to_record(JobRecord, row) if row is not None else None
 
     def _first_of(self, job_id: str, *moves: Update) -> JobRecord | None:

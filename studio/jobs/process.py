@@ -46,12 +46,15 @@ class LocalExecutor:
         return TrainingProcess([*_launcher(launch.processes), *self.command, str(job_file)], launch)
 
     def end_left(self, job_id: str, attempt: int) -> None:
-        """Kill what is left on this machine of a job's attempts up to this one."""
+        """Kill what is left on this machine of a job's attempts up to this one, and wait until it is gone."""
+        killed = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile, or is another person's
                 job, _, number = process.environ().get(MARK, "").rpartition(":")
                 if job == job_id and int(number) <= attempt:
                     process.kill()
+                    killed.append(process)
+        psutil.wait_procs(killed, READ_S)
 
 
 class TrainingProcess:

@@ -250,7 +250,7 @@ def run(path: Path, emit: Emit, work: Callable[[JobSpec, Emit], None] = train) -
     return 0
 
 
-def main() -> int:
+def main(work: Callable[[JobSpec, Emit], None] = train) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Train one adapter, as the studio's worker does.")
     parser.add_argument("job", type=Path, help="JSON file of a JobSpec")
@@ -258,7 +258,7 @@ def main() -> int:
     die_with_parent()
     with contextlib.suppress(OSError, AttributeError):
         os.nice(NICENESS)  # the page and the chat stay responsive while the CPU trains
-    return run(arguments.job, emit_to_stdout)
+    return run(arguments.job, emit_to_stdout, work)
 
 
 if __name__ == "__main__":
