@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -28,27 +30,50 @@ EVERY = 5  # steps between checkpoints
 
 def pretend(spec: JobSpec, emit: Emit) -> None:
     """Steps, checkpoints and an adapter like a training's."""
-    folder, words = Path(spec.job_folder), spec.adapter_name.split()
-    alone = (folder / "training").open("a")
-    try:
-        fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        (folder / f"overlap-{spec.attempt}").touch()
+    words = spec.adapter_name.split()
+    misbehave(words)
+    with claimed(spec):
+        emit("state", state="loading")
+        train(spec, emit, words)
+        emit("state", state="saving")
+        publish(spec)
+    if "mute" in words:
+        os._exit(0)
+    emit("done", steps=spec.config["max_steps"])
+    if "linger" in words:
+        time.sleep(1.0)
+
+
+def misbehave(words: list[str]) -> None:
     if "deaf" in words:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for word, apart in (("child", False), ("stray", True)):
         if word in words:
             subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], start_new_session=apart)
-    emit("state", state="loading")
-    checkpoints, control = folder / CHECKPOINTS, Control(folder, spec.attempt)
+
+
+@contextmanager
+def claimed(spec: JobSpec) -> Iterator[None]:
+    """A file tells where two attempts of one job work at the same time."""
+    with Path(spec.job_folder, "training").open("a") as alone:
+        try:
+            fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            Path(spec.job_folder, f"overlap-{spec.attempt}").touch()
+        yield
+
+
+def train(spec: JobSpec, emit: Emit, words: list[str]) -> None:
+    """All steps that are left."""
+    checkpoints, control = Path(spec.job_folder) / CHECKPOINTS, Control(Path(spec.job_folder), spec.attempt)
     step = max((int(path.name.removeprefix(STEP)) for path in checkpoints.glob(f"{STEP}*")), default=0)
     emit("state", state="training")
-    print("some text for the log")
+    print("some text for the log", flush=True)
     while step < spec.config["max_steps"]:
         wish = control.wish()
+        if wish == PAUSE and step:
+            keep(checkpoints, step, emit)
         if wish:
-            if wish == PAUSE and step:
-                keep(checkpoints, step, emit)
             raise Stopped(wish, step)
         time.sleep(spec.config["warmup"])
         step += 1
@@ -57,13 +82,6 @@ def pretend(spec: JobSpec, emit: Emit) -> None:
             raise InvalidInput("The row 3 does not fit; mend it.")
         if step % EVERY == 0:
             keep(checkpoints, step, emit)
-    emit("state", state="saving")
-    publish(spec)
-    if "mute" in words:
-        os._exit(0)
-    emit("done", steps=step)
-    if "linger" in words:
-        time.sleep(1.0)
 
 
 def keep(folder: Path, step: int, emit: Emit) -> None:

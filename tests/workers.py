@@ -1,4 +1,4 @@
-"""Workers in processes of their own, on the stub trainer: a nursery that has imported everything forks them, so that a start takes no seconds."""
+"""Workers in processes of their own, on the stub trainer: a parent that has imported everything forks them, so that they start at once."""
 
 import os
 import signal
