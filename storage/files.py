@@ -4,6 +4,7 @@ Write beside, fsync, rename. A folder is made under `.partial-<id>` in the same 
 what a killed process leaves behind is named so, is never listed, and is swept at the next start.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -92,13 +93,27 @@ def remove_folder(target: Path) -> None:
 
 def sweep_partials(parent: Path, older_than_s: float, now: float) -> int:
     """Remove what killed processes left under `parent`; returns how many. Younger ones may still be written."""
-    stale = [p for p in parent.glob(f"{PARTIAL}*") if now - p.stat().st_mtime > older_than_s]
+    stale = []
+    for path in parent.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+            if now - path.stat().st_mtime > older_than_s:
+                stale.append(path)
     for path in stale:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
     return len(stale)
+
+
+def remove_partials(parent: Path, of: str = "") -> None:
+    """Remove what killed processes left under `parent`, all of it or of one target's name; nobody may write there any more."""
+    for path in parent.glob(f"{PARTIAL}{of}*"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def size_of(folder: Path) -> int:

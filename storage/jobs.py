@@ -5,17 +5,31 @@ so that a worker that was thought dead can change nothing after another took ove
 in `storage.states`: a move that is not in it changes nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, Select, Update, and_, case, exists, func, literal_column, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Select,
+    Update,
+    and_,
+    case,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from storage.database import Database
 from storage.errors import DuplicateName, LeaseLost, RecordNotFound
-from storage.records import AdapterRecord, AttemptRecord, EventRecord, JobRecord, QueueRecord
+from storage.records import AdapterRecord, AttemptRecord, EventRecord, JobRecord, LeaseRecord, QueueRecord
 from storage.repositories import to_record
 from storage.states import (
     ACTIVE,
@@ -45,10 +59,21 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def add(self, *records: JobRecord) -> None:
-        """Put jobs into the queue at their positions, or by their age where they have none; all of them or none."""
+    def add(self, *records: JobRecord) -> list[JobRecord]:
+        """Put jobs into the queue at their positions, or at the end where they have none; all of them or none.
+
+        Returns:
+            The jobs with their positions.
+        """
         with self.database.write() as session:
-            session.add_all(JobRow(**asdict(record) | {"position": record.position or record.created_at}) for record in records)
+            placed = []
+            end = _end(session)
+            for record in records:
+                # Not the time alone: a clock that was set back would put what comes now before what waits.
+                end = max(end, record.position or max(record.created_at, end + 1.0))
+                placed.append(replace(record, position=record.position or end))
+            session.add_all(JobRow(**asdict(record)) for record in placed)
+        return placed
 
     # Reading
 
@@ -122,10 +147,23 @@ class Jobs:
         with self.database.read() as session:
             return [to_record(EventRecord, row) for row in session.scalars(query)]
 
-    def owners(self) -> list[str]:
-        """The workers that hold a lease."""
+    def leases(self) -> list[LeaseRecord]:
+        """What workers hold."""
+        query = select(JobRow.id, JobRow.attempt, JobRow.lease_owner, JobRow.lease_until).where(_of(IS_HELD), JobRow.state.in_(ACTIVE))
         with self.database.read() as session:
-            return list(session.scalars(select(JobRow.lease_owner).where(_of(IS_HELD), JobRow.state.in_(ACTIVE)).distinct()))
+            return [LeaseRecord(*row) for row in session.execute(query)]
+
+    def abandoned(self, adapter_ids: Collection[str]) -> list[str]:
+        """Those adapters of jobs that failed or were cancelled which are no records."""
+        recorded = exists().where(AdapterRow.id == JobRow.adapter_id)
+        query = select(JobRow.adapter_id).where(JobRow.adapter_id.in_(adapter_ids), JobRow.state.in_((FAILED, CANCELLED)), ~recorded)
+        with self.database.read() as session:
+            return list(session.scalars(query))
+
+    def done(self, job_ids: Collection[str]) -> list[str]:
+        """Those of the jobs that are done."""
+        with self.database.read() as session:
+            return list(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state == DONE)))
 
     def _records(self, query: Select[Any]) -> list[JobRecord]:
         with self.database.read() as session:
@@ -210,7 +248,7 @@ class Jobs:
                 done = _move(DONE, _fence(job)).values(result=result, finished_at=now, lease_owner="", reason="")
                 _demand(session.execute(done), job)
                 _end_attempt(session, job.id, job.attempt, DONE, "", now)
-                session.execute(update(QueueRow).values(failures=0))
+                session.execute(update(QueueRow).where(QueueRow.failures > 0).values(failures=0))
                 session.add(AdapterRow(**asdict(adapter)))
         except IntegrityError:
             raise DuplicateName(adapter.name) from None
@@ -231,19 +269,19 @@ class Jobs:
             if state == FAILED:
                 _count_failure(session)
 
-    def requeue_lost(self, now: float, dead_owners: Sequence[str], max_losses: int) -> list[JobRecord]:
-        """Take every job from a worker whose lease ended or that is known to be dead, and decide where it goes.
+    def requeue_lost(self, now: float, gone: Sequence[LeaseRecord], max_losses: int) -> list[JobRecord]:
+        """Take jobs from workers that are gone, and decide where each goes. A lease that was renewed meanwhile stays.
 
         What was being cancelled is cancelled and what was being paused is paused; the others are queued again where they
         were, or fail when they were lost `max_losses` times.
         """
-        gone = or_(JobRow.lease_until < now, JobRow.lease_owner.in_(dead_owners))
-        query = select(JobRow).where(_of(IS_HELD), JobRow.state.in_(ACTIVE), gone)
-        with self.database.read() as session:
-            if session.scalar(select(query.exists())) is not True:  # the usual case needs no writer
-                return []
+        if not gone:  # the usual case needs no writer
+            return []
+        lease = tuple_(JobRow.id, JobRow.attempt, JobRow.lease_owner, JobRow.lease_until)
+        same = lease.in_([astuple(one) for one in gone])
+        query = select(JobRow).where(_of(IS_HELD), JobRow.state.in_(ACTIVE), same).with_for_update(skip_locked=True)
         with self.database.write() as session:
-            return [_lose(session, row, now, max_losses) for row in session.scalars(query.with_for_update(skip_locked=True)).all()]
+            return [_lose(session, row, now, max_losses) for row in session.scalars(query).all()]
 
     @staticmethod
     def _check(session: Session, job: JobRecord) -> None:
@@ -280,9 +318,11 @@ class Jobs:
             "cause": "",
             "progress": {},
             "finished_at": None,
-            "position": now,
         }
-        return self._first_of(job_id, _move(QUEUED, JobRow.state.in_((FAILED, CANCELLED))).values(fresh))
+        with self.database.write() as session:
+            again = _move(QUEUED, JobRow.id == job_id, JobRow.state.in_((FAILED, CANCELLED)))
+            row = session.scalar(again.values(fresh | {"position": max(now, _end(session) + 1.0)}).returning(JobRow))
+            return to_record(JobRecord, row) if row is not None else None
 
     def _first_of(self, job_id: str, *moves: Update) -> JobRecord | None:
         with self.database.write() as session:
@@ -301,15 +341,19 @@ class Jobs:
         return self._first_of(job_id, update(JobRow).where(JobRow.state.in_((*READY, PAUSED))).values(priority=priority))
 
     def place(self, job_id: str, before: str = "") -> JobRecord | None:
-        """Put a job that nobody has taken before another one, or at the end; it takes over its new neighbours' priority."""
+        """Put a job that nobody has taken before another one, or at the end; it takes over that one's priority, or the last one's."""
         with self.database.write() as session:
-            rows = list(session.scalars(_in_order(select(JobRow).where(_of(IS_READY))).with_for_update()))
-            moved = next((row for row in rows if row.id == job_id), None)
-            others = [row for row in rows if row.id != job_id]
-            at = next((i for i, row in enumerate(others) if row.id == before), len(others) if not before else -1)
-            if moved is None or at < 0:
+            ready = select(JobRow).where(_of(IS_READY))
+            pair = ready.where(JobRow.id.in_((job_id, before))).order_by(JobRow.id)  # two people lock them in one order
+            rows = {row.id: row for row in session.scalars(pair.with_for_update())}
+            moved, other = rows.pop(job_id, None), rows.get(before)
+            if not before:
+                other = session.scalar(_in_order(ready.where(JobRow.id != job_id), backwards=True).limit(1))
+            if moved is None or (other is None and before):
                 return None
-            _put(moved, others, at)
+            if other is not None:
+                moved.priority = other.priority
+                moved.position = _between(session, moved, other) if before else _end(session) + 1.0
             session.flush()
             return to_record(JobRecord, moved)
 
@@ -357,8 +401,16 @@ def _is_free() -> ColumnElement[bool]:
     return and_(~exists().where(QueueRow.held), or_(JobRow.after == "", ~blocked))
 
 
-def _in_order(query: Select[Any]) -> Select[Any]:
+def _in_order(query: Select[Any], backwards: bool = False) -> Select[Any]:
+    if backwards:
+        return query.order_by(JobRow.priority, JobRow.position.desc(), JobRow.id.desc())
     return query.order_by(JobRow.priority.desc(), JobRow.position, JobRow.id)
+
+
+def _end(session: Session) -> float:
+    """The last position of a job that is not over."""
+    ends = (session.scalar(select(func.max(JobRow.position)).where(_of(states))) for states in (IS_READY, IS_HELD))
+    return max((end for end in ends if end is not None), default=0.0)
 
 
 def _fence(job: JobRecord) -> ColumnElement[bool]:
@@ -416,17 +468,20 @@ def _lose(session: Session, row: JobRow, now: float, max_losses: int) -> JobReco
     return to_record(JobRecord, row)
 
 
-def _put(moved: JobRow, others: list[JobRow], at: int) -> None:
-    """Give a job the priority and position of a place between its new neighbours."""
-    before, after = others[at - 1] if at else None, others[at] if at < len(others) else None
-    if before is not None and after is not None and before.priority == after.priority and after.position - before.position < CLOSEST:
-        _spread([row for row in others if row.priority == after.priority])
-    if after is None and before is not None:
-        moved.priority, moved.position = before.priority, before.position + 1.0
-    elif after is not None:
-        inside = before is not None and before.priority == after.priority
-        start = before.position if before is not None and inside else after.position - 2.0
-        moved.priority, moved.position = after.priority, (start + after.position) / 2
+def _between(session: Session, moved: JobRow, other: JobRow) -> float:
+    """A position right before another job's.
+
+    Positions are one line through all jobs that are not over, whatever their priority and state: who changes the one or the
+    other keeps the place in it.
+    """
+    line = select(JobRow).where(or_(_of(IS_READY), _of(IS_HELD)), JobRow.id != moved.id)
+    earlier = or_(JobRow.position < other.position, and_(JobRow.position == other.position, JobRow.id < other.id))
+    before = session.scalar(line.where(earlier).order_by(JobRow.position.desc(), JobRow.id.desc()).limit(1))
+    if before is None:
+        return other.position - 1.0
+    if other.position - before.position < CLOSEST:
+        _spread(list(session.scalars(line.order_by(JobRow.position, JobRow.id).with_for_update())))
+    return (before.position + other.position) / 2
 
 
 def _spread(rows: list[JobRow]) -> None:

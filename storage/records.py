@@ -74,6 +74,16 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
+class LeaseRecord:
+    """That a worker holds a job for one attempt. `until` is another number after each renewal, and compared with no clock."""
+
+    job_id: str
+    attempt: int
+    owner: str
+    until: float
+
+
+@dataclass(frozen=True)
 class AttemptRecord:
     """One time that a worker held a job. `ended` is the state that it left the job in, or empty while it goes on."""
 

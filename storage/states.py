@@ -24,8 +24,8 @@ MOVES: dict[str, tuple[str, ...]] = {
     # An attempt that finds its adapter complete ends as done at once; a worker that is stopped gives its job back.
     STARTING: (RUNNING, PAUSING, CANCELLING, DONE, FAILED, LOST, QUEUED),
     RUNNING: (PAUSING, CANCELLING, DONE, FAILED, LOST, QUEUED),
-    # A job may end before it hears of the wish.
-    PAUSING: (PAUSED, CANCELLING, DONE, FAILED, LOST, QUEUED),
+    # A job may end before it hears of the wish, but a wish is never forgotten: there is no way back into the queue.
+    PAUSING: (PAUSED, CANCELLING, DONE, FAILED, LOST),
     CANCELLING: (CANCELLED, DONE, FAILED, LOST),
     PAUSED: (QUEUED, CANCELLED),
     LOST: (QUEUED, PAUSED, CANCELLED, FAILED),

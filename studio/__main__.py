@@ -57,7 +57,7 @@ def worker() -> None:
     import signal
 
     with opened() as studio:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGTERM, lambda *_: studio.worker.stop_soon())
         say("The worker waits for jobs; stop it with Ctrl-C.")
         try:
             studio.worker.run()

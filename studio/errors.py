@@ -4,6 +4,8 @@ Raise a `StudioError` for everything that a user, a file or a machine can cause;
 ordinary exceptions. The page shows `str(error)` as a card, the command line prints it and exits with 2.
 """
 
+import storage.errors
+
 
 class StudioError(Exception):
     """Base of every failure that is explained to a person instead of traced. `cause` names its kind where a job fails with it."""
@@ -35,7 +37,7 @@ class BaseUnavailable(StudioError):
     cause = "base"
 
 
-class DatabaseUnavailable(StudioError):
+class DatabaseUnavailable(StudioError, storage.errors.DatabaseUnavailable):
     """The database cannot be reached, opened or brought up to date."""
 
 

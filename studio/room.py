@@ -1,12 +1,12 @@
 """Whether there is room for a training: the memory of its device, which the chat's base shares by rule."""
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 
 from storage.records import JobRecord
 from storage.states import ACTIVE
 from studio.chat.service import Chat
-from studio.errors import StudioError
 from studio.jobs.queue import Queue
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,9 @@ class Room:
             self.chat.bring_back()
 
     def _training(self) -> list[JobRecord]:
-        return [job for job in self.queue.jobs.held() if job.state in ACTIVE]
+        """What trains on this machine."""
+        here = socket.gethostname()
+        return [job for job in self.queue.jobs.held() if job.state in ACTIVE and job.lease_owner.partition(":")[0] == here]
 
     def _free(self, devices: Sequence[str], beside: list[JobRecord]) -> int:
         """What is free, less what trainings that have just begun will still take."""
@@ -68,7 +70,7 @@ class Room:
     def _needs(self, job: JobRecord) -> int:
         try:
             return self.needs_mb(job)
-        except StudioError as error:  # the training says what is wrong, where people look for it
+        except Exception as error:  # noqa: BLE001 - a job whose files are broken must not stop the queue; its training says what is wrong
             log.info("What job %s needs cannot be said: %s", job.id, error)
             return 0
 

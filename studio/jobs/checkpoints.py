@@ -25,6 +25,10 @@ class Checkpoints:
         steps = (entry.name.removeprefix(STEP) for entry in self.path(job_id).glob(f"{STEP}*"))
         return max((int(step) for step in steps if step.isdecimal()), default=None)
 
+    def jobs(self) -> list[str]:
+        """The ids of the jobs that have any."""
+        return [path.parent.name for path in self.folder.glob(f"*/{CHECKPOINTS}")]
+
     def remove(self, job_id: str) -> None:
         """Forget them, so that the next attempt begins at the start."""
         files.remove_folder(self.path(job_id))

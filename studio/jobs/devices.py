@@ -11,7 +11,7 @@ class Reservation:
     """Slots that are held until `release`."""
 
     def __init__(self, names: tuple[str, ...], locks: Sequence[FileLock]) -> None:
-        self.names, self._locks = names, locks
+        self.names, self.locks = names, locks
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -20,7 +20,7 @@ class Reservation:
 
     def release(self) -> None:
         """Give the slots back."""
-        for lock in self._locks:
+        for lock in self.locks:
             lock.release()
 
 
@@ -43,22 +43,26 @@ class Slots:
     def reserve(self, count: int = 1) -> Reservation | None:
         """Take slots on `count` different devices, or of one device where there are not so many; None where too few are free."""
         distinct = min(count, len(self.devices))
-        names: list[str] = []
-        locks: list[FileLock] = []
-        for name in self.names:
-            if len(names) == distinct:
-                break
-            if name.partition("#")[0] in {taken.partition("#")[0] for taken in names}:
-                continue
-            lock = FileLock(self.folder / f"{socket.gethostname()}-{name.replace(':', '-')}.lock", thread_local=False)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            names.append(name)
-            locks.append(lock)
-        reservation = Reservation(tuple(names), locks)
-        if len(names) == distinct:
+        reservation = Reservation((), ())
+        try:
+            for name in self.names:
+                if len(reservation.names) == distinct:
+                    return reservation
+                if name.partition("#")[0] not in reservation.devices:
+                    reservation = self._take(name, reservation)
+        except BaseException:
+            reservation.release()
+            raise
+        if len(reservation.names) == distinct:
             return reservation
         reservation.release()
         return None
+
+    def _take(self, name: str, held: Reservation) -> Reservation:
+        """What is held and this slot, where it is free."""
+        lock = FileLock(self.folder / f"{socket.gethostname()}-{name.replace(':', '-')}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return held
+        return Reservation((*held.names, name), (*held.locks, lock))

@@ -61,3 +61,6 @@ class Executor(Protocol):
         Raises:
             OSError: it could not be started here. StudioError: in words for the user.
         """
+
+    def end_left(self, job_id: str, attempt: int) -> None:
+        """End what may still run of a job's attempts up to this one, whoever started them."""

@@ -1,4 +1,8 @@
-"""The executor of this machine: one training subprocess an attempt, in its own process group, read line by line, stopped as a group."""
+"""The executor of this machine: one training subprocess an attempt, in its own process group, read line by line, stopped as a group.
+
+What a training starts carries the attempt's mark in its environment, so that it is found when its parents are gone, and when it
+left the group.
+"""
 
 import contextlib
 import os
@@ -20,7 +24,9 @@ from studio.training.control import Control, Wish
 from studio.training.events import parse_event
 
 GRACE_S = 5.0
+READ_S = 5.0
 TRAINER = ("-m", "studio.training.run")
+MARK = "STUDIO_ATTEMPT"
 
 
 class LocalExecutor:
@@ -39,6 +45,17 @@ class LocalExecutor:
         files.write_file(job_file, orjson.dumps(asdict(launch.spec), option=orjson.OPT_INDENT_2))
         return TrainingProcess([*_launcher(launch.processes), *self.command, str(job_file)], launch)
 
+    def end_left(self, job_id: str, attempt: int) -> None:
+        """Kill what is left on this machine of a job's attempts up to this one, and wait until it is gone."""
+        killed = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile, or is another person's
+                job, _, number = process.environ().get(MARK, "").rpartition(":")
+                if job == job_id and int(number) <= attempt:
+                    process.kill()
+                    killed.append(process)
+        psutil.wait_procs(killed, READ_S)
+
 
 class TrainingProcess:
     """A training process. Its stdin is a pipe whose end tells it that we are gone.
@@ -50,16 +67,21 @@ class TrainingProcess:
     def __init__(self, command: list[str], launch: Launch) -> None:
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._control = Control(launch.folder, launch.spec.attempt)
-        self._log = launch.log.open("ab", buffering=0)
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=command_environment(_gpus(launch.devices), launch.threads),
-            start_new_session=True,
-        )
+        self._ended = False
         self._watched: dict[int, psutil.Process] = {}
+        self._log = launch.log.open("ab", buffering=0)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env={**command_environment(_gpus(launch.devices), launch.threads), MARK: f"{launch.job_id}:{launch.spec.attempt}"},
+                start_new_session=True,
+            )
+        except BaseException:
+            self._log.close()
+            raise
         self._reader = threading.Thread(target=self._read, name="job-output", daemon=True)
         self._reader.start()
 
@@ -69,7 +91,10 @@ class TrainingProcess:
             status = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
-        self._reader.join()
+        if not self._ended:  # once, since the number may become another group's
+            self._ended = True
+            self._signal(signal.SIGKILL)  # what it started may outlive it, and hold its output open
+            self._reader.join(READ_S)
         return status
 
     def events(self) -> list[Event]:
@@ -100,28 +125,33 @@ class TrainingProcess:
     def stop(self) -> None:
         """End the whole group: TERM, and KILL for what is left after some seconds."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, number)
-            if self.status(GRACE_S) is not None:
-                break
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # what the process started may outlive it
-            os.killpg(self.process.pid, signal.SIGKILL)
+            if self._ended:
+                return
+            self._signal(number)
+            self.status(GRACE_S)
 
     def close(self) -> None:
         """Give back the pipes and the log, and forget the wish."""
-        for stream in (self.process.stdin, self.process.stdout, self._log):
+        # A process that left the group may hold the output; the thread that reads it then closes it when that ends.
+        streams = (self.process.stdin, self._log, None if self._reader.is_alive() else self.process.stdout)
+        for stream in streams:
             if stream is not None:
                 stream.close()
         self._control.clear()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             event = parse_event(line)
-            if event is None:
-                self._log.write(line)
-            else:
+            if event is not None:
                 self._queue.put(event)
+                continue
+            with contextlib.suppress(OSError, ValueError):  # the disk is full, or nobody watches any more; the process must not block
+                self._log.write(line)
 
 
 def _launcher(processes: int) -> list[str]:

@@ -55,8 +55,7 @@ class Queue:
         if after:
             first = self.get(after)
             record = replace(record, state=WAITING, after=first.id, reason=f"It runs after {first.adapter_name}.")
-        self.jobs.add(record)
-        return record
+        return self.jobs.add(record)[0]
 
     def submit_group(self, label: str, variants: Sequence[Variant], base: BaseRecord, dataset: DatasetRecord) -> list[JobRecord]:
         """Queue the jobs of a sweep, all of them or none.
@@ -80,11 +79,9 @@ class Queue:
                     group=group,
                     config={**record.config, "sweep": sweep},
                     created_at=now + place * 1e-4,
-                    position=now + place * 1e-4,
                 )
             )
-        self.jobs.add(*records)
-        return records
+        return self.jobs.add(*records)
 
     def get(self, job_id: str) -> JobRecord:
         """One job.
@@ -211,7 +208,6 @@ class Queue:
         frozen = {key: value for key, value in job.config.items() if key in ("dataset_name", "dataset_hash")}
         label = checked_name("adapter", name) if name else self._next_name(job.adapter_name)
         self._check_free(label)
-        now = time.time()
         record = JobRecord(
             id=files.new_id(),
             state=QUEUED,
@@ -220,13 +216,11 @@ class Queue:
             base_id=job.base_id,
             dataset_id=job.dataset_id,
             config={**config.model_dump(), **frozen},
-            created_at=now,
-            position=now,
+            created_at=time.time(),
             priority=job.priority,
             copied_from=job.id,
         )
-        self.jobs.add(record)
-        return record
+        return self.jobs.add(record)[0]
 
     # The order, and the whole queue
 
@@ -317,7 +311,6 @@ class Queue:
 
 
 def _new_job(name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainConfig) -> JobRecord:
-    now = time.time()
     return JobRecord(
         id=files.new_id(),
         state=QUEUED,
@@ -326,8 +319,7 @@ def _new_job(name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainC
         base_id=base.id,
         dataset_id=dataset.id,
         config={**config.model_dump(), "dataset_name": dataset.name, "dataset_hash": dataset.content_hash},
-        created_at=now,
-        position=now,
+        created_at=time.time(),
     )
 
 

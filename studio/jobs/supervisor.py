@@ -1,34 +1,31 @@
 """One attempt of a job from its start to its end, whatever that is: the only writer of a job that a worker holds."""
 
+import contextlib
+import logging
 import os
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from storage import files
-from storage.errors import DuplicateName, LeaseLost
+from storage.errors import DatabaseUnavailable, DuplicateName, LeaseLost, RecordNotFound
 from storage.jobs import Jobs
 from storage.records import AdapterRecord, BaseRecord, JobRecord
 from storage.repositories import Bases
-from storage.states import CANCELLED, CANCELLING, FAILED, PAUSED, PAUSING, QUEUED, STARTING
+from storage.states import CANCELLED, CANCELLING, FAILED, PAUSED, PAUSING, QUEUED
 from studio.errors import StudioError
+from studio.jobs.attempt import Attempt
 from studio.jobs.checkpoints import Checkpoints
-from studio.jobs.executor import Event, Executor, Launch, Run
+from studio.jobs.executor import Executor, Launch
 from studio.jobs.queue import training_config
 from studio.lora.files import adapter_sha256
 from studio.settings import Settings
-from studio.training.control import CANCEL, PAUSE, Wish
 from studio.training.run import LINEAGE_FILE, JobSpec
 
-POLL_S = 0.4
-USAGE_S = 5.0
-# How long a wish may take before the process is stopped: a pause waits for the step in progress and its checkpoint.
-PATIENCE_S: dict[Wish, float] = {"": 0.0, CANCEL: 3.0, PAUSE: 60.0}
-STOPPING_S = 8.0  # a program that was told to end is mostly killed after ten seconds
+log = logging.getLogger(__name__)
 STOPPED = "The studio was stopped; the job is in the queue again."
 
 
@@ -50,7 +47,21 @@ class Supervisor:
         Raises:
             LeaseLost: the job is another worker's now; the attempt's process was stopped.
         """
-        base = self.bases.get(job.base_id)
+        try:
+            self._run(job, devices, stopping)
+        except (LeaseLost, DatabaseUnavailable):
+            raise
+        except Exception as error:
+            log.exception("Job %s could not be seen through.", job.id)
+            why = f"The studio's worker met an error of its own ({type(error).__name__}: {error}); its log has more. Retry the job."
+            self.jobs.end(job, FAILED, why, time.time(), "error")
+
+    def _run(self, job: JobRecord, devices: tuple[str, ...], stopping: threading.Event) -> None:
+        base = self._base(job)
+        if base is None:
+            return
+        self.executor.end_left(job.id, job.attempt)  # an earlier attempt's worker may have died, or sleep
+        self._sweep(job)
         if self.adapter_folder(job).exists():  # an earlier attempt died between its last two steps
             self._register(job, base)
             return
@@ -60,17 +71,30 @@ class Supervisor:
             why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error).rstrip(".")
             self.jobs.end(job, FAILED, f"The job could not start: {why}. Mend that and retry it.", time.time(), "start")
             return
-        attempt = _Attempt(self.jobs, job, run, self.settings.lease_s)
+        attempt = Attempt(self.jobs, job, run, self.settings.lease_s)
         try:
             status = attempt.watch(stopping)
-            run.stop()  # what it may have left behind
-            try:
-                self._conclude(attempt, base, status, stopping.is_set())
-            except LeaseLost:  # somebody wished something just now; once it is heard, the end is another
-                self._conclude(attempt, base, status, stopping.is_set())
+            self.executor.end_left(job.id, job.attempt)  # what it may have left behind
+            attempt.patiently(lambda: self._end(attempt, base, status, stopping.is_set()), stopping)
         finally:
             run.stop()
             run.close()
+
+    def clear_up(self, job: JobRecord) -> None:
+        """Put away what the lost attempt of a job left on this machine. A job that was queued again may be another worker's by now."""
+        self.executor.end_left(job.id, job.attempt)
+        if job.state != QUEUED:
+            self._sweep(job)
+        if job.state in (CANCELLED, FAILED):  # a retry makes another adapter
+            files.remove_folder(self.adapter_folder(job))
+
+    def sweep(self) -> None:
+        """Remove what is of no more use and was left by somebody who died: adapters of jobs that are over, checkpoints of done ones."""
+        made = [path.name for path in (self.home / "adapters").glob("*") if not path.name.startswith(files.PARTIAL)]
+        for adapter_id in self.jobs.abandoned(made):
+            files.remove_folder(self.home / "adapters" / adapter_id)
+        for job_id in self.jobs.done(self.checkpoints.jobs()):
+            self.checkpoints.remove(job_id)
 
     def adapter_folder(self, job: JobRecord) -> Path:
         """Where the job's adapter is or will be."""
@@ -80,6 +104,35 @@ class Supervisor:
         """Where the job's log, checkpoints and event files are."""
         return self.home / "jobs" / job_id
 
+    def _sweep(self, job: JobRecord) -> None:
+        """Remove wishes and half-written files of attempts whose processes are gone."""
+        folder = self.job_folder(job.id)
+        for wish in folder.glob("wish-*"):
+            wish.unlink(missing_ok=True)
+        for path in (folder, self.checkpoints.path(job.id)):
+            files.remove_partials(path)
+        files.remove_partials(self.home / "adapters", of=job.adapter_id)
+
+    def _base(self, job: JobRecord) -> BaseRecord | None:
+        """The job's base; where that or the dataset is gone, the job has failed."""
+        name = job.config["dataset_name"]
+        try:
+            base = self.bases.get(job.base_id)
+        except RecordNotFound:
+            base = None
+        if base is None or not (self.home / "bases" / base.id).is_dir():
+            which = f"The base {base.name!r}" if base else "The base of this job"
+            self.jobs.end(job, FAILED, f"{which} is not there any more; fetch it again and start a new training.", time.time(), "base")
+            return None
+        if not self._dataset(job).is_file():
+            why = f"The dataset {name!r} is not there any more; add it again and start a new training."
+            self.jobs.end(job, FAILED, why, time.time(), "data")
+            return None
+        return base
+
+    def _dataset(self, job: JobRecord) -> Path:
+        return self.home / "datasets" / job.dataset_id / "rows.arrow"
+
     def _launch(self, job: JobRecord, base: BaseRecord, devices: tuple[str, ...]) -> Launch:
         folder = self.job_folder(job.id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +141,7 @@ class Supervisor:
             base_path=str(self.home / "bases" / base.id),
             base_name=base.name,
             base_fingerprint=base.fingerprint,
-            dataset_path=str(self.home / "datasets" / job.dataset_id / "rows.arrow"),
+            dataset_path=str(self._dataset(job)),
             dataset_name=job.config["dataset_name"],
             dataset_hash=job.config["dataset_hash"],
             adapter_folder=str(self.adapter_folder(job)),
@@ -101,7 +154,15 @@ class Supervisor:
         threads = max(1, _cores() // self.settings.jobs_per_device) if self.settings.jobs_per_device > 1 else 0
         return Launch(job.id, spec, folder, attempt_log(folder, job.attempt), devices, int(config.get("devices", 1)), threads)
 
-    def _conclude(self, attempt: "_Attempt", base: BaseRecord, status: int, stopped: bool) -> None:
+    def _end(self, attempt: Attempt, base: BaseRecord, status: int, stopped: bool) -> None:
+        self.jobs.renew(attempt.job, time.time(), self.settings.lease_s)  # then no successor writes what is swept here
+        self._sweep(attempt.job)
+        for _ in range(2):
+            with contextlib.suppress(LeaseLost):  # somebody wished something just now; once it is heard, the end is another
+                return self._conclude(attempt, base, status, stopped)
+        return self._conclude(attempt, base, status, stopped)
+
+    def _conclude(self, attempt: Attempt, base: BaseRecord, status: int, stopped: bool) -> None:
         """Bring the job to the state that the end of its process means."""
         job, now = attempt.job, time.time()
         if self.adapter_folder(job).exists():  # folders appear complete or not at all
@@ -144,63 +205,9 @@ class Supervisor:
             self.jobs.finish(job, record, lineage["metrics"], time.time())
             self.checkpoints.remove(job.id)
         except DuplicateName:
-            files.remove_folder(folder)
             why = f"Another adapter took the name {job.adapter_name!r} while this one trained; rename that one, then retry."
             self.jobs.end(job, FAILED, why, time.time(), "name")
-
-
-class _Attempt:
-    """A running attempt: what it said so far, and what it was told."""
-
-    def __init__(self, jobs: Jobs, job: JobRecord, run: Run, lease_s: float) -> None:
-        self.jobs, self.job, self.run, self.lease_s = jobs, job, run, lease_s
-        self.failed: tuple[str, str] | None = None  # cause and reason
-        self._progress: dict[str, Any] = {}
-        self._renewed = self._looked = 0.0
-        self._wish: Wish = ""
-        self._deadline = float("inf")
-
-    def watch(self, stopping: threading.Event) -> int:
-        """Store what the attempt says and tell it what is wished, until it has ended; returns its status.
-
-        Raises:
-            LeaseLost: the job is another worker's now.
-        """
-        while True:
-            status = self.run.status(POLL_S)
-            events = self.run.events()
-            if status is None and time.monotonic() - self._looked > USAGE_S:
-                self._looked, usage = time.monotonic(), self.run.usage()
-                events += [(time.time(), "usage", usage)] if usage else []
-            self._store(events)
-            if status is not None:
-                return status
-            self._tell(stopping.is_set())
-            if time.monotonic() > self._deadline:
-                self.run.stop()
-
-    def _store(self, events: list[Event]) -> None:
-        now = time.monotonic()
-        if now - self._renewed > self.lease_s / 5:
-            self.jobs.renew(self.job, time.time(), self.lease_s)
-            self._renewed = now
-        if not events:
-            return
-        for _, kind, data in events:
-            self._progress = {**self._progress, **_newest(kind, data)}
-            if kind == "failed":
-                self.failed = (str(data.get("cause", "error")), str(data["reason"]))
-        self.jobs.record(self.job, events, self._progress)
-
-    def _tell(self, stopping: bool) -> None:
-        """Move on to running, and pass on what people wish; a studio that stops wishes a pause."""
-        state = self.jobs.state(self.job)
-        if state == STARTING and "state" in self._progress:
-            self.jobs.run(self.job)
-        wish: Wish = CANCEL if state == CANCELLING else PAUSE if state == PAUSING or stopping else ""
-        if wish and wish != self._wish:
-            self.run.ask(wish)
-            self._wish, self._deadline = wish, time.monotonic() + (STOPPING_S if stopping else PATIENCE_S[wish])
+            files.remove_folder(folder)
 
 
 def attempt_log(folder: Path, attempt: int) -> Path:
@@ -219,13 +226,6 @@ def exit_reason(status: int, resume_step: int | None) -> tuple[str, str]:
     if status < 0:
         return "killed", f"The training process was ended by signal {-status}. {again}."
     return "error", f"The training process ended with status {status} and gave no reason; the job's log has the details."
-
-
-def _newest(kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """What an event changes in the job's progress."""
-    if kind in ("progress", "state"):
-        return data
-    return {"eval_loss": data["loss"]} if kind == "eval" else {}
 
 
 def _cores() -> int:

@@ -1,7 +1,8 @@
 """The worker: takes the job whose turn it is, and sees one attempt of it through.
 
 Whatever dies, the job does not: a dead worker's lease ends and the job is queued again; a dead process fails its job with
-a reason; an adapter whose files are complete is registered without training again.
+a reason; an adapter whose files are complete is registered without training again. While the database is away, trainings go on
+and nothing starts.
 """
 
 import logging
@@ -12,14 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import psutil
-
 from storage import files
-from storage.errors import LeaseLost
+from storage.errors import DatabaseUnavailable, LeaseLost
 from storage.jobs import Jobs
 from storage.records import JobRecord
+from studio.jobs.attempt import POLL_S
 from studio.jobs.devices import Reservation, Slots
-from studio.jobs.supervisor import POLL_S, Supervisor
+from studio.jobs.leases import Leases
+from studio.jobs.supervisor import Supervisor
 from studio.settings import Settings
 
 STOP_S = 30.0
@@ -53,7 +54,9 @@ class Worker:
         room: Room,
     ) -> None:
         self.jobs, self.supervisor, self.settings, self.room = jobs, supervisor, settings, room
-        self.owner = _identity(os.getpid()) + f":{files.new_id()[:6]}"
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{files.new_id()[:6]}"
+        self.leases = Leases(settings.home / "jobs" / "workers", self.owner, settings.lease_s)
+        self._is_held = False
         self._devices = devices
         self._slots: Slots | None = None
         self._stopping = threading.Event()
@@ -61,48 +64,78 @@ class Worker:
         self._running: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Work in a thread of its own until `stop`."""
-        self._thread = threading.Thread(target=self.run, name="worker", daemon=True)
-        self._thread.start()
+        """Work in a thread of its own until `stop`; once, however often it is asked."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self.run, name="worker", daemon=True)
+            self._thread.start()
+
+    def stop_soon(self) -> None:
+        """Take no more jobs, and wish of the running ones to keep a checkpoint and go back into the queue."""
+        self._stopping.set()
 
     def stop(self) -> None:
-        """Stop soon; running jobs keep a checkpoint and go back into the queue."""
-        self._stopping.set()
+        """Stop, and wait for running jobs to go back into the queue."""
+        self.stop_soon()
         if self._thread is not None:
-            self._thread.join(STOP_S)
+            self._thread.join(2 * STOP_S)
+        self._finish()
 
     def run(self) -> None:
         """Claim and run jobs until `stop`."""
+        troubled = False  # one message for the database's absence, however long it is
         while not self._stopping.is_set():
             try:
                 started = self.start_one()
+                troubled = False
+            except DatabaseUnavailable as error:
+                if not troubled:
+                    log.warning("The worker waits for the database: %s", error)
+                started, troubled = False, True
             except Exception:  # one broken job or a busy disk must not end the queue
                 log.exception("The worker met an error and goes on.")
                 started = False
             if not started:
                 self._stopping.wait(POLL_S)
-        for thread in self._running:
-            thread.join(STOP_S)
+        self._finish()
 
     def start_one(self) -> bool:
         """Start the job whose turn it is, where there is one and a slot for it."""
-        now = time.time()
-        for lost in self.jobs.requeue_lost(now, self._dead_owners(), self.settings.max_losses):
-            log.warning("Job %s lost its worker and is %s.", lost.id, lost.state)
+        self._look_for_lost()
         self._running = [thread for thread in self._running if thread.is_alive()]
         self.room.settle()
         job = self.jobs.head()
         reservation = self.slots.reserve(job.config.get("devices", 1)) if job else None
         if job is None or reservation is None:
             return False
-        claimed = self._claim(job, reservation)
-        if claimed is None:
-            reservation.release()
-            return False
-        thread = threading.Thread(target=self._see_through, args=(claimed, reservation), name=f"job-{job.id[:6]}", daemon=True)
-        self._running.append(thread)
-        thread.start()
-        return True
+        thread = None
+        try:
+            claimed = self._claim(job, reservation)
+            if claimed is not None:
+                arguments = (claimed, reservation)
+                thread = threading.Thread(target=self._see_through, args=arguments, name=f"job-{job.id[:6]}", daemon=True)
+                thread.start()
+        finally:
+            if thread is None or thread.ident is None:
+                reservation.release()
+        if thread is not None:
+            self._running.append(thread)
+        return thread is not None
+
+    def _look_for_lost(self) -> None:
+        held = self.jobs.leases()
+        if not self._is_held:
+            self.leases.hold(held)
+            self.supervisor.sweep()
+            self._is_held = True
+        for lost in self.jobs.requeue_lost(time.time(), self.leases.over(held), self.settings.max_losses):
+            log.warning("Job %s lost its worker and is %s.", lost.id, lost.state)
+            self.supervisor.clear_up(lost)
+
+    def _finish(self) -> None:
+        until = time.monotonic() + STOP_S
+        for thread in self._running:
+            thread.join(max(0.0, until - time.monotonic()))
+        self.leases.release()
 
     @property
     def slots(self) -> Slots:
@@ -125,25 +158,9 @@ class Worker:
             self.supervisor.see_through(job, reservation.devices, self._stopping)
         except LeaseLost:
             log.warning("Job %s was taken over by another worker.", job.id)
+        except DatabaseUnavailable as error:
+            log.warning("Job %s could not be given back: %s", job.id, error)
         except Exception:  # its lease ends, and the job is given to a worker again
             log.exception("Job %s could not be seen through.", job.id)
         finally:
             reservation.release()
-
-    def _dead_owners(self) -> list[str]:
-        """Workers of this machine that hold a lease and are no process any more."""
-        here = socket.gethostname() + ":"
-        return [o for o in self.jobs.owners() if o.startswith(here) and not _is_alive(o)]
-
-
-def _identity(pid: int) -> str:
-    """host:pid:start, so that a new process with an old number is not mistaken for its owner."""
-    return f"{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
-
-
-def _is_alive(owner: str) -> bool:
-    pid = int(owner.split(":")[1])
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and owner.startswith(_identity(pid) + ":")
-    except psutil.NoSuchProcess:
-        return False

@@ -28,6 +28,6 @@ def parse_event(line: bytes) -> tuple[float, str, dict[str, Any]] | None:
         event = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(event, dict) or event.get("kind") not in KINDS:
+    if not isinstance(event, dict) or event.get("kind") not in KINDS or not isinstance(event.get("at"), int | float):
         return None
     return float(event.pop("at")), event.pop("kind"), event

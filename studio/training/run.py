@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -105,6 +106,10 @@ def train(spec: JobSpec, emit: Emit) -> None:
     emit("state", state="training")
     try:
         outcome = trainer.fit()
+    except Stopped:
+        if team.leads:  # one speaks for all
+            raise
+        return
     finally:
         if tracker is not None:
             tracker.close()
@@ -215,12 +220,18 @@ def explain(error: BaseException, config: dict[str, Any]) -> tuple[str, str]:
 
 
 def die_with_parent() -> None:
-    """End this process as soon as stdin ends, that is, when the parent is gone however it went."""
+    """End this process as soon as stdin ends, that is, when the parent is gone however it went.
+
+    A worker starts it at the head of a process group; what it started itself ends with it then.
+    """
 
     def wait() -> None:
         # os.read and not sys.stdin: a buffered reader's lock would abort the interpreter's own shutdown.
         while os.read(0, 1):
             continue
+        with contextlib.suppress(AttributeError, OSError):
+            if os.getpgrp() == os.getpid() == os.getsid(0):
+                os.killpg(0, signal.SIGKILL)
         os._exit(3)
 
     threading.Thread(target=wait, name="parent-watch", daemon=True).start()
@@ -241,14 +252,14 @@ def run(path: Path, emit: Emit, work: Callable[[JobSpec, Emit], None] = train) -
     return 0
 
 
-def main() -> int:
+def main(work: Callable[[JobSpec, Emit], None] = train) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Train one adapter, as the studio's worker does.")
     parser.add_argument("job", type=Path, help="JSON file of a JobSpec")
     arguments = parser.parse_args()
     die_with_parent()
     step_back(STARTING)
-    return run(arguments.job, emit_to_stdout)
+    return run(arguments.job, emit_to_stdout, work)
 
 
 if __name__ == "__main__":

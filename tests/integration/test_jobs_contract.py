@@ -148,8 +148,10 @@ def test_a_worker_that_was_thought_dead_can_write_nothing(database: Database) ->
     jobs.add(job(1, 1.0))
     old = claim(jobs, "old")
     jobs.renew(old, 11.0, 5.0)
-    assert jobs.requeue_lost(15.5, [], 3) == []  # the lease lasts until 16
-    assert [lost.state for lost in jobs.requeue_lost(16.5, [], 3)] == ["queued"]
+    seen = jobs.leases()
+    jobs.renew(old, 12.0, 5.0)
+    assert jobs.requeue_lost(16.5, seen, 3) == []  # it was renewed since
+    assert [lost.state for lost in jobs.requeue_lost(16.5, jobs.leases(), 3)] == ["queued"]
     new = claim(jobs, "new", 17.0)
     late = (
         lambda: jobs.renew(old, 18.0, 5.0),
@@ -170,11 +172,12 @@ def test_jobs_of_dead_workers_go_back_until_they_were_lost_too_often(database: D
     jobs.add(*(job(number, float(number)) for number in range(3)))
     for owner in ("dead", "alive", "dead"):
         claim(jobs, owner)
-    assert sorted(jobs.owners()) == ["alive", "dead"]
-    assert sorted(lost.id for lost in jobs.requeue_lost(11.0, ["dead"], 2)) == ["j0", "j2"]
+    dead = [lease for lease in jobs.leases() if lease.owner == "dead"]
+    assert sorted(lease.owner for lease in jobs.leases()) == ["alive", "dead", "dead"]
+    assert sorted(lost.id for lost in jobs.requeue_lost(11.0, dead, 2)) == ["j0", "j2"]
     assert jobs.get("j1").lease_owner == "alive"
     claim(jobs, "dead", 12.0)
-    [failed] = jobs.requeue_lost(12.0, ["dead"], 2)
+    [failed] = jobs.requeue_lost(12.0, [lease for lease in jobs.leases() if lease.owner == "dead"], 2)
     assert (failed.id, failed.state, failed.losses) == ("j0", "failed", 2) and "died 2 times" in failed.reason
 
 
@@ -183,8 +186,9 @@ def test_eight_threads_put_back_each_lost_job_once(database: Database) -> None:
     jobs.add(*(job(number, float(number)) for number in range(20)))
     for _ in range(20):
         claim(jobs)
+    leases = jobs.leases()
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: jobs.requeue_lost(100.0, [], 3), range(8)))
+        found = list(threads.map(lambda _: jobs.requeue_lost(100.0, leases, 3), range(8)))
     assert sorted(lost.id for one in found for lost in one) == sorted(f"j{n}" for n in range(20))
     assert {record.losses for record in jobs.all()} == {1}
 

@@ -275,7 +275,7 @@ def test_a_worker_that_was_thought_dead_can_change_nothing(studio: Studio) -> No
     jobs = studio.queue.jobs
     job = submit(studio, "a", TINY)
     old = jobs.claim("old", 100.0, 5.0)
-    assert old is not None and jobs.requeue_lost(200.0, [], 3)[0].state == "queued"
+    assert old is not None and jobs.requeue_lost(200.0, jobs.leases(), 3)[0].state == "queued"
     new = jobs.claim("new", 200.0, 5.0)
     assert new is not None and new.id == job.id
     for attempt in (
@@ -292,7 +292,7 @@ def test_a_job_that_is_lost_three_times_has_failed(studio: Studio) -> None:
     job = submit(studio, "a", TINY)
     for _ in range(3):
         assert studio.queue.jobs.claim("w", 100.0, 5.0)
-        studio.queue.jobs.requeue_lost(200.0, [], 3)
+        studio.queue.jobs.requeue_lost(200.0, studio.queue.jobs.leases(), 3)
     assert studio.queue.get(job.id).state == "failed"
     assert "died 3 times" in studio.queue.get(job.id).reason
 
