@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from studio.ui.joblist import Beside
 
 from storage.records import EventRecord, JobRecord
 from studio.jobs.sweep import compare
 from studio.ui import joblist
 from studio.ui.curve import MAX_POINTS, REMEMBERED, Curve, Curves, draw, draw_small, scale, thinned
-from studio.ui.joblist import Beside
 from studio.ui.outcome import evaluation, known, outcome
 from tests.unit.test_present import ADAPTER, EVIL, JOB, METRICS, NOW
 
