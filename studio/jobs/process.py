@@ -20,7 +20,7 @@ from studio.training.control import Control, Wish
 from studio.training.events import parse_event
 
 GRACE_S = 5.0
-TRAINER = ("-m", "studio.training.run")
+TRAINER = ("-m", "studio.training.run", "--log")
 
 
 class LocalExecutor:

@@ -25,7 +25,7 @@ from studio import __version__
 from studio.errors import OutOfSpace, StudioError
 from studio.training.config import TrainConfig
 from studio.training.control import Control, Stopped
-from studio.training.events import Emit, emit_to_stdout
+from studio.training.events import Emit, emit_to_stdout, logged
 from studio.training.progress import CHECKPOINTS
 
 LINEAGE_FILE = "studio.json"
@@ -243,11 +243,16 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Train one adapter, as the studio's worker does.")
     parser.add_argument("job", type=Path, help="JSON file of a JobSpec")
+    parser.add_argument("--log", action="store_true", help="write what happens to stderr as well, in lines for people")
     arguments = parser.parse_args()
     die_with_parent()
     with contextlib.suppress(OSError, AttributeError):
         os.nice(NICENESS)  # the page and the chat stay responsive while the CPU trains
-    return run(arguments.job, emit_to_stdout)
+    return run(arguments.job, logged(emit_to_stdout, _to_log) if arguments.log else emit_to_stdout)
+
+
+def _to_log(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -29,34 +29,38 @@ element.addEventListener('change', (event) => {
   if (choice) trigger('act', {action: choice, id: id || '', value: event.target.value});
 });
 
-// Whoever had the focus has it again after a drawing, so that the keyboard goes on where it was.
-element.addEventListener('focusin', (event) => { const hit = hitBy(event.target); held = hit ? like(hit) : ''; });
-element.addEventListener('focusout', (event) => { setTimeout(() => { if (event.target.isConnected) held = ''; }); });
+// A drawing changes what is there in place, so that another row may come to stand under the focus, or under a tick that was set
+// by hand. Whoever had the focus has it again on the same button, and ticks and choices are those of the new drawing.
+element.addEventListener('focusin', (event) => { const hit = hitBy(event.target); if (hit) held = like(hit); });
+element.addEventListener('focusout', (event) => { const left = held; setTimeout(() => { if (event.target.isConnected && held === left) held = ''; }); });
 new MutationObserver(() => {
-  if (held && document.activeElement === document.body) element.querySelector(held)?.focus({preventScroll: true});
-}).observe(element, {childList: true, subtree: true});
+  const active = document.activeElement, hit = element.contains(active) && hitBy(active);
+  if (held && (active === document.body || (hit && like(hit) !== held))) element.querySelector(held)?.focus({preventScroll: true});
+  for (const tick of element.querySelectorAll('input.as-tick')) tick.checked = tick.hasAttribute('checked');
+  for (const option of element.querySelectorAll('option[selected]')) if (option.parentElement !== active) option.parentElement.value = option.value;
+}).observe(element, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-id', 'data-action', 'checked', 'selected']});
 
 // Rows with draggable="true" can be dropped on each other: before the one on whose upper half they fall, else behind it.
-let dragged = null;
+let dragged = '';
 const rowAt = (event) => dragged && event.target.closest('li[draggable]');
 const isBefore = (event, row) => event.clientY < row.getBoundingClientRect().top + row.offsetHeight / 2;
 const unmark = () => element.querySelectorAll('.as-drop-before, .as-drop-after').forEach((row) => row.classList.remove('as-drop-before', 'as-drop-after'));
 element.addEventListener('dragstart', (event) => {
-  dragged = event.target.closest('li[draggable]');
-  if (dragged) { event.dataTransfer.effectAllowed = 'move'; event.dataTransfer.setData('text/plain', dragged.dataset.job); }
+  dragged = event.target.closest('li[draggable]')?.dataset.job || '';
+  if (dragged) { event.dataTransfer.effectAllowed = 'move'; event.dataTransfer.setData('text/plain', dragged); }
 });
 element.addEventListener('dragover', (event) => {
   const row = rowAt(event);
   if (!row) return;
   event.preventDefault();
   unmark();
-  if (row !== dragged) row.classList.add(isBefore(event, row) ? 'as-drop-before' : 'as-drop-after');
+  if (row.dataset.job !== dragged) row.classList.add(isBefore(event, row) ? 'as-drop-before' : 'as-drop-after');
 });
-element.addEventListener('dragend', () => { unmark(); dragged = null; });
+element.addEventListener('dragend', () => { unmark(); dragged = ''; });
 element.addEventListener('drop', (event) => {
   const row = rowAt(event);
-  if (!row || row === dragged) return;
+  if (!row || row.dataset.job === dragged) return;
   event.preventDefault();
   const next = isBefore(event, row) ? row : row.nextElementSibling;
-  if (next !== dragged) trigger('act', {action: 'place', id: dragged.dataset.job, value: next ? next.dataset.job : ''});
+  if (next?.dataset.job !== dragged) trigger('act', {action: 'place', id: dragged, value: next ? next.dataset.job : ''});
 });

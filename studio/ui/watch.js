@@ -59,6 +59,11 @@ addEventListener('popstate', () => {
   trigger('go', {view});
 });
 
+const inWords = (s) => s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min`;
+const keepClocks = () => document.querySelectorAll('time[data-since]').forEach((tag) => {
+  tag.textContent = inWords(Math.max(0, Math.round(Date.now() / 1000 - tag.dataset.since)));
+});
+
 const notify = (ended) => {
   const key = (job) => `${job.id} ${job.at}`;
   const fresh = known ? ended.filter((job) => !known.has(key(job)) && job.state !== 'cancelled') : [];
@@ -84,6 +89,6 @@ document.addEventListener('click', async (event) => {
 });
 
 const turn = async () => {
-  try { await look(); keepInStep(); showWish(); } finally { setTimeout(turn, PACE_MS); }
+  try { await look(); keepInStep(); keepClocks(); showWish(); } finally { setTimeout(turn, PACE_MS); }
 };
 turn();

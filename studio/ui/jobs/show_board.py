@@ -84,8 +84,9 @@ def where(job: "JobRecord", now: float | None = None) -> str:
     """How far it is, how fast, and how long it will take; or what it waits for."""
     progress = job.progress
     if "step" not in progress or progress.get("state") == "saving" or job.state in (PAUSING, CANCELLING):
-        waited = duration((time.time() if now is None else now) - (job.started_at or job.created_at))
-        return f"{stage(job).capitalize()}, {waited} so far"
+        since = job.started_at or job.created_at
+        waited = duration((time.time() if now is None else now) - since)
+        return f'{stage(job).capitalize()}, <time data-since="{since:.0f}">{waited}</time> so far'
     step, steps = int(progress["step"]), int(progress["steps"])
     parts = [
         f"Step {step:,} of {steps:,}",
