@@ -197,4 +197,3 @@ def test_the_board_fits_a_phone(page: Page, board_url: str, done: JobRecord) -> 
         page.goto(f"{board_url}/?tab=train&job={view}")
         page.locator("#job-head h3" if view else "#train-history li").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-

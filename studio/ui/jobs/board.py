@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 SAVE_FILE = "() => document.querySelector('#job-file').click()"
 SHOW_FORM = "() => document.querySelector('#train-name').scrollIntoView({behavior: 'smooth', block: 'center'})"
+# The end of the log stays in sight, unless somebody scrolled up.
+STAY_AT_THE_END = """
+let atEnd = true;
+element.addEventListener('scroll', (event) => {
+  const box = event.target;
+  atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+}, true);
+new MutationObserver(() => {
+  const box = element.querySelector('pre');
+  if (!box) atEnd = true;
+  else if (atEnd) box.scrollTop = box.scrollHeight;
+}).observe(element, {childList: true, subtree: true, characterData: true});
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ def build() -> Board:
                 search = gr.Textbox("", label="Search the log", placeholder="words in a line", max_lines=1, elem_id="job-search")
                 download = gr.Button("Download", elem_id="job-download", min_width=90, scale=0)
                 file = gr.DownloadButton("Save the file", visible="hidden", elem_id="job-file")
-            parts["log"] = html(elem_id="job-log")
+            parts["log"] = html(elem_id="job-log", js_on_load=STAY_AT_THE_END)
     return Board(message, parts, search, download, file, gr.State({}))
 
 

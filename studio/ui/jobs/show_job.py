@@ -18,7 +18,7 @@ from studio.ui.present import button, count, dots, duration, facts, glyph, hint,
 if TYPE_CHECKING:
     from storage.records import AttemptRecord, BaseRecord, DatasetRecord, JobRecord
 
-NO_LOG = "Nothing was written yet. What the training's libraries print appears here; its progress is in the curves."
+NO_LOG = "Nothing was written yet; the log begins when a worker takes the job."
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def live(job: "JobRecord", curve: Curve, beside: Beside, now: float | None = Non
     notices = "".join(f'<p class="as-notice">{esc(text)}</p>' for text in curve.notices)
     came = outcome({"steps": steps} if runs else job.result or {"steps": steps}, curve, live=runs)
     nothing = hint("Curves, evaluation and answers appear here as soon as it trains.") if job.state in READY and not came else ""
-    return f'<div class="as-outcome">{_progress(job, curve, beside, now)}{notices}{came}{draw_usage(curve.usage)}{nothing}</div>'
+    return f'<div class="as-outcome">{_progress(job, curve, beside, now)}{notices}{came}{draw_usage(curve.usage, runs)}{nothing}</div>'
 
 
 def _progress(job: "JobRecord", curve: Curve, beside: Beside, now: float | None) -> str:

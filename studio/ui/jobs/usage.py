@@ -10,8 +10,8 @@ Usage = tuple[float, float, float]  # (seconds since 1970, cores, memory in MB)
 LONGEST_GAP_S = 60.0  # what lies between two attempts is not drawn as time
 
 
-def draw_usage(usage: Sequence[Usage]) -> str:
-    """Cores and memory; empty where there are not two measurements yet."""
+def draw_usage(usage: Sequence[Usage], live: bool) -> str:
+    """Cores and memory; empty where there are not two measurements yet. `live`: the last one is of now."""
     if len(usage) < 2:
         return ""
     times = [0.0]
@@ -20,9 +20,9 @@ def draw_usage(usage: Sequence[Usage]) -> str:
     cores = [(at, used[1]) for at, used in zip(times, usage, strict=True)]
     memory = [(at, used[2] / 1024) for at, used in zip(times, usage, strict=True)]
     peak = max(value for _, value in memory)
-    over = duration(times[-1])
+    over, when = duration(times[-1]), "now" if live else "at last"
     return (
         f'<h4 class="as-section">On the machine, over {over}</h4><div class="as-curves">'
-        f"{draw_line_small('cores', cores, f'{cores[-1][1]:.1f} now', f'Cores over {over}')}"
-        f"{draw_line_small('memory', memory, f'{memory[-1][1]:.1f} GB now, at most {peak:.1f}', f'Memory over {over}, in GB')}</div>"
+        f"{draw_line_small('cores', cores, f'{cores[-1][1]:.1f} {when}', f'Cores over {over}')}"
+        f"{draw_line_small('memory', memory, f'{memory[-1][1]:.1f} GB {when}, at most {peak:.1f}', f'Memory over {over}, in GB')}</div>"
     )
