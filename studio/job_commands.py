@@ -25,6 +25,8 @@ def train(
         list[str] | None, typer.Option("--sweep", metavar="KEY=VALUE,VALUE", help="Train one adapter for each combination of values.")
     ] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what memory it would need; queue nothing.")] = False,
+    priority: Annotated[int, typer.Option(help="Before all jobs of a lower one, -100 to 100; 0 is usual.")] = 0,
+    after: Annotated[str, typer.Option("--run-after", metavar="JOB", help="The job that must be done first.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Work on the queue here until the job is over.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -38,6 +40,7 @@ def train(
         if estimate:
             _show_estimate(studio.estimate(**chosen, axes=axes), as_json)
             return
+        chosen |= {"priority": priority, "after": after}
         jobs = studio.sweep(name=name, axes=axes, **chosen) if axes else [studio.train(adapter=name, **chosen)]
         if wait:
             jobs = [studio.train_and_wait(job, print_event) for job in jobs]

@@ -1,6 +1,7 @@
 """Studio, the composition root: the page, the HTTP routes and the command line call it, and nothing below it."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from storage.database import Database
 from storage.jobs import Jobs
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecord, JobRecord
 from storage.repositories import Adapters, Bases, Datasets
-from storage.states import ACTIVE, OPEN, READY
+from storage.states import ACTIVE, OPEN
+from storage.watching import Watching
 from studio.adapters.catalog import AdapterCatalog
 from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
@@ -54,14 +56,16 @@ log = logging.getLogger(__name__)
 STALE_S = 24 * 3600.0
 TRY_IT_DATASET = "Angry bird"
 SERVED_METHODS = ("lora",)
+ENDED = 5  # jobs that a page may have missed the end of
 KEPT_REPORTS = 16  # one on 50,000 rows takes about 2 MB
 LONGEST_ROWS = 8  # the row with the most tokens is among the few with the most bytes
 
 
 @dataclass(frozen=True)
 class Status:
-    """One glance at the studio. `memory_mb` is of this process, `running` the job that trains now. `aside` says why the
-    chat's base is put aside, where it is."""
+    """One glance at the studio. `memory_mb` is of this process, `running` the job that trains the longest, `beside` how many
+    others train. `aside` says why the chat's base is put aside, where it is. `held`: the queue starts nothing. `ended`
+    are the newest jobs that are over."""
 
     base: str
     base_loaded: bool
@@ -72,6 +76,9 @@ class Status:
     running: JobRecord | None
     waiting: int
     aside: str = ""
+    beside: int = 0
+    held: bool = False
+    ended: Sequence[JobRecord] = ()
 
 
 class Studio:
@@ -90,6 +97,7 @@ class Studio:
         self._database = Database(settings.url, DatabaseUnavailable)
         jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
+        self.watching = Watching(self._database)
         self._longest_rows: dict[tuple[str, str], int] = {}
         self._reports: dict[tuple[object, ...], Report] = {}
         self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
@@ -136,19 +144,22 @@ class Studio:
         *,
         priority: int = 0,
         after: str = "",
+        copied_from: str = "",
     ) -> JobRecord:
         """Queue a training job.
 
         Args:
             dataset, base: names or ids; base None is the default one. adapter: the name that the result will have.
-            overrides: fields of `TrainConfig` that differ from the preset. priority, after: see `Queue.submit`.
+            overrides: fields of `TrainConfig` that differ from the preset. priority, after, copied_from: see
+                `Queue.submit`.
 
         Raises:
             NotFound. NameTaken. InvalidInput: names the option and its range.
         """
         config = make_config(preset, overrides)
         chosen = self.bases.get(base) if base else self.default_base()
-        return self.queue.submit(adapter, chosen, self.datasets.get(dataset), config, priority=priority, after=after)
+        placed: dict[str, Any] = {"priority": priority, "after": after, "copied_from": copied_from}
+        return self.queue.submit(adapter, chosen, self.datasets.get(dataset), config, **placed)
 
     def sweep(
         self,
@@ -158,6 +169,9 @@ class Studio:
         preset: str = DEFAULT_PRESET,
         overrides: dict[str, Any] | None = None,
         axes: Axes | None = None,
+        *,
+        priority: int = 0,
+        after: str = "",
     ) -> list[JobRecord]:
         """Queue one training for each combination of the axes' values, all of them or none.
 
@@ -170,7 +184,7 @@ class Studio:
         """
         variants = plan(name, preset, overrides or {}, axes or {})
         chosen = self.bases.get(base) if base else self.default_base()
-        return self.queue.submit_group(name, variants, chosen, self.datasets.get(dataset))
+        return self.queue.submit_group(name, variants, chosen, self.datasets.get(dataset), priority=priority, after=after)
 
     def estimate(
         self,
@@ -321,9 +335,7 @@ class Studio:
 
     def try_it(self) -> JobRecord:
         """Train the angry bird with the quick way to a first result, under a name that is free."""
-        taken = {a.name for a in self.adapters.all()} | {job.adapter_name for job in self.queue.open()}
-        names = (TRY_IT_DATASET if i == 1 else f"{TRY_IT_DATASET} {i}" for i in range(1, len(taken) + 2))
-        return self.train(TRY_IT_DATASET, next(name for name in names if name not in taken))
+        return self.train(TRY_IT_DATASET, self.queue.free_name(TRY_IT_DATASET))
 
     def follow(self, job_id: str, poll_s: float = 0.5) -> Iterator[EventRecord]:
         """Yield a job's events as they come, until the job is over."""
@@ -346,10 +358,30 @@ class Studio:
 
     def job_log(self, job_id: str) -> str:
         """The log text of a job, of all its attempts."""
-        job = self.queue.get(job_id)
-        folder = self.supervisor.job_folder(job.id)
-        paths = [folder / "log.txt", *(attempt_log(folder, number) for number in range(1, job.attempt + 1))]  # log.txt: an older studio's
+        paths = self.log_files(self.queue.get(job_id))
         return "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths if path.exists())
+
+    def log_files(self, job: JobRecord) -> list[Path]:
+        """Where the log of a job's attempts is, the first one first; some may be missing."""
+        folder = self.supervisor.job_folder(job.id)
+        return [folder / "log.txt", *(attempt_log(folder, number) for number in range(1, job.attempt + 1))]  # log.txt: an older studio's
+
+    def export_log(self, job_id: str) -> Path:
+        """Write a job's whole log into one file of the exports; returns its path.
+
+        Raises:
+            NotFound: there is no such job. InvalidInput: it has no log yet.
+        """
+        job = self.queue.get(job_id)
+        parts = [path for path in self.log_files(job) if path.exists()]
+        if not parts:
+            raise InvalidInput(f"The job {job.id} has no log yet; it gets one when it starts.")
+        target = self.settings.home / "exports" / f"log-{job.id}.txt"
+        with files.publish_file(target) as handle:
+            for path in parts:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, handle)
+        return target
 
     def export_adapter(self, name: str, form: str = "peft", out: Path | None = None) -> Path:
         """See `AdapterCatalog.export`."""
@@ -396,7 +428,7 @@ class Studio:
 
     def status(self) -> Status:
         """One glance at everything."""
-        jobs = self.queue.open()
+        running = [job for job in self.queue.open(limit=0) if job.state in ACTIVE]
         try:
             base = self.default_base()
             name, cost = base.name, cost_sentence(base.quantization_loss, self.settings.quantization)
@@ -409,9 +441,12 @@ class Studio:
             quantization_cost=cost,
             device=device_name(),
             memory_mb=psutil.Process().memory_info().rss // 2**20,
-            running=next((job for job in jobs if job.state in ACTIVE), None),
-            waiting=sum(job.state in READY for job in jobs),
+            running=running[0] if running else None,
+            waiting=self.watching.tally().waiting,
             aside=self.chat.aside,
+            beside=max(0, len(running) - 1),
+            held=self.queue.state().held,
+            ended=self.queue.over(limit=ENDED),
         )
 
 

@@ -25,7 +25,7 @@ from studio.training.events import parse_event
 
 GRACE_S = 5.0
 READ_S = 5.0
-TRAINER = ("-m", "studio.training.run")
+TRAINER = ("-m", "studio.training.run", "--log")
 MARK = "STUDIO_ATTEMPT"
 
 

@@ -36,12 +36,21 @@ class Queue:
         self.jobs, self.adapters, self.datasets, self.checkpoints = jobs, adapters, datasets, checkpoints
 
     def submit(
-        self, adapter_name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainConfig, *, priority: int = 0, after: str = ""
+        self,
+        adapter_name: str,
+        base: BaseRecord,
+        dataset: DatasetRecord,
+        config: TrainConfig,
+        *,
+        priority: int = 0,
+        after: str = "",
+        copied_from: str = "",
     ) -> JobRecord:
         """Queue a job that trains an adapter of this name, its configuration frozen.
 
         Args:
             priority: runs before all lower ones; 0 is usual. after: id of a job that must be done before this one starts.
+            copied_from: id of the job that somebody changed to get this one.
 
         Raises:
             NameTaken: a finished adapter or a waiting job has the name. InvalidInput: the name or the priority is not usable.
@@ -49,24 +58,21 @@ class Queue:
         """
         name = checked_name("adapter", adapter_name)
         self._check_free(name)
-        if abs(priority) > MOST_PRIORITY:
-            raise InvalidInput(f"The priority is {priority}: it should be {-MOST_PRIORITY} to {MOST_PRIORITY}, and 0 is usual.")
-        record = replace(_new_job(name, base, dataset, config), priority=priority)
-        if after:
-            first = self.get(after)
-            record = replace(record, state=WAITING, after=first.id, reason=f"It runs after {first.adapter_name}.")
+        record = replace(_new_job(name, base, dataset, config), copied_from=copied_from, **self._placed(priority, after))
         return self.jobs.add(record)[0]
 
-    def submit_group(self, label: str, variants: Sequence[Variant], base: BaseRecord, dataset: DatasetRecord) -> list[JobRecord]:
+    def submit_group(
+        self, label: str, variants: Sequence[Variant], base: BaseRecord, dataset: DatasetRecord, *, priority: int = 0, after: str = ""
+    ) -> list[JobRecord]:
         """Queue the jobs of a sweep, all of them or none.
 
         Args:
-            label: what the sweep is called.
+            label: what the sweep is called. priority, after: of each of them, see `submit`.
 
         Raises:
-            NameTaken. InvalidInput: one of the names is taken or not usable.
+            NameTaken. InvalidInput: one of the names is taken or not usable. NotFound: there is no job to run after.
         """
-        group, now = files.new_id(), time.time()
+        group, now, placed = files.new_id(), time.time(), self._placed(priority, after)
         records = []
         for place, variant in enumerate(variants):
             name = checked_name("adapter", variant.name)
@@ -79,6 +85,7 @@ class Queue:
                     group=group,
                     config={**record.config, "sweep": sweep},
                     created_at=now + place * 1e-4,
+                    **placed,
                 )
             )
         return self.jobs.add(*records)
@@ -206,7 +213,7 @@ class Queue:
         self._check_dataset(job)
         config = make_config(overrides={**training_config(job), **(changes or {})})
         frozen = {key: value for key, value in job.config.items() if key in ("dataset_name", "dataset_hash")}
-        label = checked_name("adapter", name) if name else self._next_name(job.adapter_name)
+        label = checked_name("adapter", name) if name else self.free_name(job.adapter_name)
         self._check_free(label)
         record = JobRecord(
             id=files.new_id(),
@@ -283,6 +290,21 @@ class Queue:
             raise InvalidInput(f"The number of failures is {failures}: it should be 0 (never) to {MOST_FAILURES}.")
         self.jobs.stop_after(failures)
 
+    def free_name(self, name: str) -> str:
+        """This name where no adapter has it and no job makes one of it, else the next one with a number."""
+        stem = re.sub(r" \d+$", "", name)
+        names = (name if i == 1 else f"{stem} {i}" for i in itertools.count(1))
+        return next(candidate for candidate in names if self._is_free(candidate))
+
+    def _placed(self, priority: int, after: str) -> dict[str, Any]:
+        """The fields of a new job that say when it runs."""
+        if abs(priority) > MOST_PRIORITY:
+            raise InvalidInput(f"The priority is {priority}: it should be {-MOST_PRIORITY} to {MOST_PRIORITY}, and 0 is usual.")
+        if not after:
+            return {"priority": priority}
+        first = self.get(after)
+        return {"priority": priority, "state": WAITING, "after": first.id, "reason": f"It runs after {first.adapter_name}."}
+
     def _moved(self, job_id: str, moved: JobRecord | None, rule: str) -> JobRecord:
         if moved is not None:
             return moved
@@ -293,11 +315,6 @@ class Queue:
         if self.datasets.find(job.dataset_id) is None:
             name = job.config["dataset_name"]
             raise InvalidInput(f"The dataset {name!r} of the job {job.id} was deleted; add it again and start a new training.")
-
-    def _next_name(self, name: str) -> str:
-        stem = re.sub(r" \d+$", "", name)
-        names = (name if i == 1 else f"{stem} {i}" for i in itertools.count(1))
-        return next(candidate for candidate in names if self._is_free(candidate))
 
     def _is_free(self, name: str) -> bool:
         return self.adapters.find(name) is None and self.jobs.named(name, OPEN) is None

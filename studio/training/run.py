@@ -27,7 +27,7 @@ from studio.errors import OutOfSpace, StudioError
 from studio.training.config import TrainConfig
 from studio.training.control import Control, Stopped
 from studio.training.courtesy import ON_THE_CPU, STARTING, step_back
-from studio.training.events import Emit, emit_to_stdout
+from studio.training.events import Emit, emit_to_stdout, logged
 from studio.training.progress import CHECKPOINTS
 
 LINEAGE_FILE = "studio.json"
@@ -256,10 +256,15 @@ def main(work: Callable[[JobSpec, Emit], None] = train) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Train one adapter, as the studio's worker does.")
     parser.add_argument("job", type=Path, help="JSON file of a JobSpec")
+    parser.add_argument("--log", action="store_true", help="write what happens to stderr as well, in lines for people")
     arguments = parser.parse_args()
     die_with_parent()
     step_back(STARTING)
-    return run(arguments.job, emit_to_stdout, work)
+    return run(arguments.job, logged(emit_to_stdout, _to_log) if arguments.log else emit_to_stdout, work)
+
+
+def _to_log(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ import os
 import signal
 import socket
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from studio import __version__
@@ -20,7 +22,7 @@ from studio.errors import StudioError
 from studio.ui import present
 from studio.ui.curve import Curves
 from studio.ui.origin import SameOrigin
-from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, Page, html, voices
+from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, WATCH, Page, html, kept, voices
 from studio.ui.tabs import adapters, chat, datasets, train
 from studio.ui.theme import CSS, HEAD, make_theme
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from studio.settings import Settings
 
 KEEP_FILES_S = 24 * 3600
+FRESH_S = 0.4
+MOST_VIEW = 300  # characters of a link's ids
 
 
 def serve(settings: "Settings") -> None:
@@ -48,7 +52,7 @@ def serve(settings: "Settings") -> None:
             studio.worker.start()
         demo = build_page(studio)
         try:
-            launch(demo, settings)
+            launch(demo, settings, Changes(studio.watching.mark))
             threading.Event().wait()
         finally:
             demo.close(verbose=False)
@@ -60,10 +64,11 @@ def build_page(studio: "Studio") -> gr.Blocks:
     """Lay everything out, then bind the events."""
     with gr.Blocks(title="Adapter Studio", analytics_enabled=False, fill_width=True, delete_cache=(KEEP_FILES_S, KEEP_FILES_S)) as demo:
         html(present.brand(), elem_id="brand")
+        states: dict[str, Any] = {name: kept(name) for name in ("opened", "trying", "view", "chosen", "more", "copying")}
         status, link = html(elem_id="status"), html(elem_id="link-message")
         with gr.Tabs(elem_id="tabs") as tabs:
             built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), chat.build())
-        states = {"opened": gr.State(DATASETS), "trying": gr.State(""), "pulse": gr.Timer(1.0, active=False)}
+        states["pulse"] = html(js_on_load=WATCH, elem_id="pulse")
         page = Page(demo, tabs, status=status, link=link, curves=Curves(studio.queue.events), **_named(built), **states)
         for tab in (datasets, train, adapters, chat):
             tab.wire(page, studio)
@@ -81,41 +86,61 @@ class _Events:
     def __init__(self, studio: "Studio") -> None:
         self.studio = studio
 
-    def tick(self, opened: str, trying: str) -> tuple[str, Any]:
-        """The status line; the pulse goes on while the Train tab is open or a job is."""
-        status = self.studio.status()
-        active = opened == TRAIN or bool(trying) or status.running is not None or status.waiting > 0
-        return present.status_line(status), gr.Timer(active=active)
+    def tick(self) -> str:
+        """The status line."""
+        return present.status_line(self.studio.status())
 
-    def follow_link(self, request: gr.Request) -> tuple[Any, Any, Any]:
-        """`?tab=NAME` opens a tab, `?adapter=NAME` opens Chat on an adapter."""
-        name, tab = request.query_params.get("adapter"), request.query_params.get("tab")
-        if name is None:
-            return gr.Tabs(selected=tab) if tab in TABS else gr.skip(), gr.skip(), gr.skip()
+    def follow_link(self, request: gr.Request) -> tuple[Any, ...]:
+        """`?tab=NAME` opens a tab, `?tab=train&job=ID` a training, `?adapter=NAME` opens Chat on an adapter."""
+        asked = request.query_params
+        name, tab = asked.get("adapter"), asked.get("tab")
+        if name is None or tab in (DATASETS, TRAIN, ADAPTERS):
+            opened = tab if tab in TABS else DATASETS
+            return gr.Tabs(selected=opened), gr.skip(), gr.skip(), opened, asked.get("job", "")[:MOST_VIEW]
         try:
             record = self.studio.adapters.get(name)
         except StudioError as error:
-            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter")
+            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), CHAT, ""
         if not self.studio.can_chat(record):
-            return gr.Tabs(selected=ADAPTERS), gr.skip(), present.error_card(f"{record.name} is {present.kind(record)}. {adapters.SILENT}")
-        return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), ""
+            why = f"{record.name} is {present.kind(record)}. {adapters.SILENT}"
+            return gr.Tabs(selected=ADAPTERS), gr.skip(), present.error_card(why), ADAPTERS, ""
+        return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), "", CHAT, ""
 
 
 def wire(page: Page, studio: "Studio") -> None:
     """Bind the events that belong to no tab."""
     events = _Events(studio)
-    tick: dict[str, Any] = {"fn": events.tick, "inputs": [page.opened, page.trying], "outputs": [page.status, page.pulse], **QUIET}
+    tick: dict[str, Any] = {"fn": events.tick, "inputs": None, "outputs": page.status, **QUIET}
     tabs = {DATASETS: page.datasets.tab, TRAIN: page.train.tab, ADAPTERS: page.adapters.tab, CHAT: page.chat.tab}
     for name, tab in tabs.items():
         tab.select(lambda name=name: name, None, page.opened, **QUIET).then(**tick)
-    page.pulse.tick(**tick)
+    page.pulse.act(**tick)
     page.chat.talk.change(**tick)  # the first reply loads the base
-    page.train.start.click(lambda: gr.Timer(active=True), None, page.pulse, **QUIET)
-    page.demo.load(events.follow_link, None, [page.tabs, page.chat.adapter, page.link], **QUIET)
+    linked = [page.tabs, page.chat.adapter, page.link, page.opened, page.view]
+    page.demo.load(events.follow_link, None, linked, **QUIET)
     page.demo.load(**tick)
 
 
-def launch(demo: gr.Blocks, settings: "Settings") -> None:
+class Changes:
+    """Answers each page's question whether anything changed; many pages ask the database once.
+
+    Args:
+        mark: a text that is another one after a change.
+    """
+
+    def __init__(self, mark: Callable[[], str]) -> None:
+        self._mark, self._lock = mark, threading.Lock()
+        self._text, self._until = "", 0.0
+
+    def answer(self, request: Request) -> PlainTextResponse:  # noqa: ARG002
+        """The mark of now, or of up to half a second ago."""
+        with self._lock:
+            if time.monotonic() > self._until:
+                self._text, self._until = self._mark(), time.monotonic() + FRESH_S
+            return PlainTextResponse(self._text, headers={"cache-control": "no-store"})
+
+
+def launch(demo: gr.Blocks, settings: "Settings", changes: Changes) -> None:
     """Listen, and say where.
 
     Raises:
@@ -137,7 +162,10 @@ def launch(demo: gr.Blocks, settings: "Settings") -> None:
                 footer_links=[],
                 max_file_size=settings.max_upload_bytes,
                 allowed_paths=[str(settings.home / "exports")],
-                app_kwargs={"routes": [Route("/healthz", health)], "middleware": [Middleware(SameOrigin)]},
+                app_kwargs={
+                    "routes": [Route("/healthz", health), Route("/changes", changes.answer)],
+                    "middleware": [Middleware(SameOrigin)],
+                },
                 theme=make_theme(),
                 css=CSS,
                 head=HEAD,

@@ -2,18 +2,19 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from storage.records import EventRecord
 
 Point = tuple[int, float]  # (step, value)
+Place = TypeVar("Place", Point, tuple[float, float])
 MAX_POINTS = 240
 REMEMBERED = 2000
-KINDS = ("progress", "eval", "samples", "checkpoint", "notice")
+KINDS = ("progress", "eval", "samples", "checkpoint", "notice", "usage")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Curve:
     Attributes:
         points: of each number in the progress events. evals: what evaluations measured, by step. samples: answers
             to the prompts that the user named, by step. kept: the newest step with a checkpoint. resumed_at: the
-            step after which this attempt went on, 0 where it began at the start.
+            step after which this attempt went on, 0 where it began at the start. usage: (seconds since 1970, cores,
+            memory in MB), of all attempts.
     """
 
     after: int = 0
@@ -53,6 +55,7 @@ class Curve:
     notices: list[str] = field(default_factory=list)
     kept: int = 0
     resumed_at: int = 0
+    usage: list[tuple[float, float, float]] = field(default_factory=list)
     _earlier: "Curve | None" = None
 
     @property
@@ -71,9 +74,17 @@ class Curve:
             self.after = max(self.after, event.id)
             if event.attempt > attempt:
                 continue
+            if event.kind == "usage":
+                self._use(event)
+                continue
             if event.attempt != self.attempt:
                 self._begin(event.attempt)
             self._take(event.kind, event.data)
+
+    def _use(self, event: "EventRecord") -> None:
+        self.usage.append((event.at, float(event.data.get("cores", 0.0)), float(event.data.get("memory_mb", 0.0))))
+        if len(self.usage) > 2 * REMEMBERED:
+            del self.usage[::2]
 
     def _begin(self, attempt: int) -> None:
         """Put what an earlier attempt said aside until it is known where this one goes on."""
@@ -120,7 +131,7 @@ class Curves:
         read: gives a job's events after an id, of some kinds. keep: how many curves are remembered.
     """
 
-    def __init__(self, read: Callable[[str, int, tuple[str, ...]], list["EventRecord"]], keep: int = 16) -> None:
+    def __init__(self, read: Callable[[str, int, tuple[str, ...]], list["EventRecord"]], keep: int = 32) -> None:
         self._read, self._keep = read, keep
         self._curves: dict[tuple[str, int], Curve] = {}
         self._lock = threading.Lock()
@@ -137,7 +148,7 @@ class Curves:
 
 def draw(curve: Curve, steps: int) -> str:
     """A figure: the training loss as a line, held-out losses as dots. Empty where there is nothing to draw yet."""
-    line, dots = _finite(curve.train), _finite(curve.held_out)
+    line, dots = finite(curve.train), finite(curve.held_out)
     if len(line) + len(dots) < 2:
         return ""
     last = max(steps, *(step for step, _ in line + dots))
@@ -149,7 +160,7 @@ def draw(curve: Curve, steps: int) -> str:
     )
     return (
         f'<figure class="as-curve" role="img" aria-label="{escape(summary(curve))}">'
-        f'<div class="as-curve-plot">{_grid(low, high, ticks)}{_line(line, last, low, high)}{marks}</div>'
+        f'<div class="as-curve-plot">{grid(low, high, ticks)}{_line(line, last, low, high)}{marks}</div>'
         f'<div class="as-curve-x"><span>step 0</span><span>step {last}</span></div>'
         '<figcaption><span class="as-key-line"></span>training loss <span class="as-key-dot"></span>held-out loss'
         " <em>nats a token</em></figcaption></figure>"
@@ -163,33 +174,49 @@ def draw_small(curve: Curve, steps: int) -> str:
 
 
 def _small(series: Series, points: list[Point], steps: int) -> str:
-    points = [(step, value * series.factor) for step, value in _finite(points)]
+    points = [(step, value * series.factor) for step, value in finite(points)]
     if len(points) < 2:
         return ""
     last = max(steps, points[-1][0])
-    low, high, ticks = scale([value for _, value in points], parts=2)
     first, newest = (series.form.format(points[i][1]) for i in (0, -1))
     unit = f" {series.unit}" if series.unit else ""
+    words = f"{series.title.capitalize()} by step: {first} to {newest}{unit}"
+    return draw_line_small(series.title, points, f"{newest}{unit}", words, last)
+
+
+def draw_line_small(title: str, points: Sequence[tuple[float, float]], newest: str, words: str, last: float = 0.0) -> str:
+    """A small figure of at least two points.
+
+    Args:
+        newest: what is said of the last value. words: all of it, for who does not see it. last: the end of the axis.
+    """
+    low, high, ticks = scale([value for _, value in points], parts=2)
     return (
-        f'<figure class="as-curve as-curve-small" role="img" aria-label="{series.title.capitalize()} by step: {first} to {newest}{unit}">'
-        f"<figcaption>{series.title}<em>{newest}{unit}</em></figcaption>"
-        f'<div class="as-curve-plot">{_grid(low, high, ticks)}{_line(points, last, low, high)}</div></figure>'
+        f'<figure class="as-curve as-curve-small" role="img" aria-label="{escape(words)}">'
+        f"<figcaption>{title}<em>{newest}</em></figcaption>"
+        f'<div class="as-curve-plot">{grid(low, high, ticks)}{_line(points, max(last, points[-1][0]) or 1.0, low, high)}</div></figure>'
     )
 
 
-def _finite(points: list[Point]) -> list[Point]:
+def finite(points: list[Point]) -> list[Point]:
+    """Those points that can be drawn."""
     return [point for point in points if math.isfinite(point[1])]
 
 
-def _grid(low: float, high: float, ticks: list[float]) -> str:
+def grid(low: float, high: float, ticks: list[float]) -> str:
+    """The lines behind a plot, with their values."""
     return "".join(f'<span class="as-curve-tick" style="top:{100 * (high - t) / (high - low):.2f}%"><b>{t:g}</b></span>' for t in ticks)
 
 
-def _line(points: list[Point], last: int, low: float, high: float) -> str:
-    places = " ".join(f"{100 * s / last:.2f},{100 * (high - v) / (high - low):.2f}" for s, v in thinned(points))
+def places(points: Sequence[tuple[float, float]], last: float, low: float, high: float) -> str:
+    """The points of a polyline in a box of 100 by 100."""
+    return " ".join(f"{100 * s / last:.2f},{100 * (high - v) / (high - low):.2f}" for s, v in thinned(points))
+
+
+def _line(points: Sequence[tuple[float, float]], last: float, low: float, high: float) -> str:
     return (
         '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
-        f'<polyline points="{places}" vector-effect="non-scaling-stroke"/></svg>'
+        f'<polyline points="{places(points, last, low, high)}" vector-effect="non-scaling-stroke"/></svg>'
     )
 
 
@@ -203,10 +230,10 @@ def summary(curve: Curve) -> str:
     return "Loss by step: " + ", ".join(parts)
 
 
-def thinned(points: list[Point], most: int = MAX_POINTS) -> list[Point]:
+def thinned(points: Sequence[Place], most: int = MAX_POINTS) -> list[Place]:
     """At most `most` points, means of equal stretches, so that a long curve costs no more than a short one."""
     if len(points) <= most:
-        return points
+        return list(points)
     width = len(points) / most
     groups = [points[int(i * width) : int((i + 1) * width)] for i in range(most)]
     return [(group[-1][0], sum(v for _, v in group) / len(group)) for group in groups]

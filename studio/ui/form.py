@@ -20,6 +20,7 @@ from studio.training.config import (
     make_config,
 )
 from studio.ui import present
+from studio.ui.jobs.parts import PRIORITIES
 from studio.ui.page import html
 
 PRESET_LINES = {"quick": "a first impression", "balanced": "good for most sets", "thorough": "slow, for sets of many rows"}
@@ -29,6 +30,10 @@ SEVERAL_GPUS = ("devices", "sharding")
 LORA_ALONE = ("rank", "alpha", "rslora", "dropout", "targets", "layers", "init", "lora_plus")
 UNUSED = {"lora": ("virtual_tokens",), "dora": ("virtual_tokens",), "prefix": LORA_ALONE}
 SWEEP_HELP = "Train one adapter for each combination of these values, at most 64, and compare them."
+PRIORITY_CHOICES = [(name.capitalize(), value) for name, value in PRIORITIES.items()]
+PRIORITY_HELP = "Runs before all that wait with a lower one."
+NO_OTHER = ("No other training", "")
+AFTER_HELP = "Starts only when that one is done."
 NOT_IN_CHAT = "The chat does not serve {} adapters yet: download one in PEFT's format to use it elsewhere."
 
 
@@ -49,6 +54,9 @@ def build(several_gpus: bool) -> dict[str, Any]:
         fields, kind_hint = _build_groups(several_gpus)
         with gr.Accordion("Several at once", open=False, elem_classes="as-fold"):
             sweep = gr.Textbox("", label="Sweep", info=SWEEP_HELP, placeholder="rank=8,16; seed=0,1", max_lines=1, elem_id="train-sweep")
+        with gr.Accordion("Place in the queue", open=False, elem_classes="as-fold"), gr.Row(elem_classes="as-grid"):
+            priority = gr.Dropdown(PRIORITY_CHOICES, value=0, label="Priority", info=PRIORITY_HELP, elem_id="train-priority", min_width=180)
+            after = gr.Dropdown([NO_OTHER], value="", label="Run after", info=AFTER_HELP, elem_id="train-after", min_width=180)
     memory = html(elem_id="train-memory")
     start = gr.Button("Start training", variant="primary", elem_id="train-start")
     message = html(elem_id="train-message")
@@ -56,7 +64,15 @@ def build(several_gpus: bool) -> dict[str, Any]:
         "", label="The same as a command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command", elem_classes="as-command"
     )
     handles = {"dataset": dataset, "name": name, "preset": preset, "base": base, "cost": cost, "fields": fields, "kind_hint": kind_hint}
-    return handles | {"sweep": sweep, "memory": memory, "start": start, "message": message, "command": command}
+    return handles | {
+        "sweep": sweep,
+        "priority": priority,
+        "after": after,
+        "memory": memory,
+        "start": start,
+        "message": message,
+        "command": command,
+    }
 
 
 def _build_groups(several_gpus: bool) -> tuple[dict[str, Any], Any]:
@@ -119,7 +135,12 @@ def from_control(key: str, value: Any) -> Any:
 
 def preset_controls(preset: str) -> list[Any]:
     """What the controls show of a preset."""
-    return [to_control(key, value) for key, value in make_config(preset).model_dump().items()]
+    return controls(make_config(preset).model_dump())
+
+
+def controls(config: Mapping[str, Any]) -> list[Any]:
+    """What the controls show of a configuration."""
+    return [to_control(key, config[key]) for key in TrainConfig.model_fields]
 
 
 def changed_fields(preset: str, values: Sequence[Any]) -> dict[str, Any]:
@@ -135,7 +156,16 @@ def kind_hint(method: str) -> str:
     return present.hint("" if method == "lora" else NOT_IN_CHAT.format(present.METHOD_NAMES.get(method, method)))
 
 
-def command_line(dataset: str, name: str, base: str, preset: str, changes: Mapping[str, Any], axes: Mapping[str, list[str]]) -> str:
+def command_line(
+    dataset: str,
+    name: str,
+    base: str,
+    preset: str,
+    changes: Mapping[str, Any],
+    axes: Mapping[str, list[str]],
+    priority: int = 0,
+    after: str = "",
+) -> str:
     """The command that does what the form does, quoted for a shell."""
     words = ["python", "-m", "studio", "train", "--dataset", dataset, "--name", name]
     words += ["--base", base] if base else []
@@ -144,4 +174,6 @@ def command_line(dataset: str, name: str, base: str, preset: str, changes: Mappi
         words += ["--set", f"{key}={present.plain_number(value)}"]
     for key, values in axes.items():
         words += ["--sweep", f"{key}={','.join(values)}"]
+    words += [f"--priority={priority}"] if priority else []  # with the equals sign, or a negative one would be an option
+    words += ["--run-after", after] if after else []
     return shlex.join(words)

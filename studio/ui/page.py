@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -23,33 +24,29 @@ TABS = (DATASETS, TRAIN, ADAPTERS, CHAT)
 # No event is part of an API, and the page itself shows what it waits for.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
-# One listener on the fragment, so that its buttons keep working when it is drawn again. What was activated has the
-# focus again after that drawing, so that the keyboard goes on where it was.
-CLICKS = """
-let last = '', at = 0;
-element.addEventListener('click', (event) => {
-  const hit = event.target.closest('[data-action]');
-  if (!hit || !element.contains(hit)) return;
-  last = `[data-action="${hit.dataset.action}"][data-id="${CSS.escape(hit.dataset.id || '')}"]`;
-  at = Date.now();
-  trigger('act', {action: hit.dataset.action, id: hit.dataset.id || ''});
-});
-new MutationObserver(() => {
-  if (Date.now() - at < 4000 && document.activeElement === document.body) element.querySelector(last)?.focus({preventScroll: true});
-}).observe(element, {childList: true, subtree: true});
-"""
+CLICKS = Path(__file__).with_name("clicks.js").read_text(encoding="utf-8")
+WATCH = Path(__file__).with_name("watch.js").read_text(encoding="utf-8")
 RELATIVE_TIME = re.compile(r"(<time [^>]*>)[^<]*")  # the page's script keeps the words inside fresh
 
 
 @dataclass(frozen=True)
 class Page:
-    """Every handle that one tab may need of another."""
+    """Every handle that one tab may need of another.
+
+    `opened` is the tab, `trying` the job of who tried the angry bird; `view`, `chosen` and `more` say what is looked at on the
+    board (see `jobs.sight.Sight`), `copying` which job fills the form. The browser keeps them all. `pulse` raises
+    `act` when anything changed, and `go` when the browser wants another view.
+    """
 
     demo: gr.Blocks
     tabs: gr.Tabs
-    opened: gr.State
-    trying: gr.State
-    pulse: gr.Timer
+    opened: gr.Textbox
+    trying: gr.Textbox
+    view: gr.Textbox
+    chosen: gr.Textbox
+    more: gr.Textbox
+    copying: gr.Textbox
+    pulse: gr.HTML
     status: gr.HTML
     link: gr.HTML
     curves: Curves
@@ -69,10 +66,15 @@ def fragment(value: str = "", **props: Any) -> Any:
     return html(value, js_on_load=CLICKS, **props)
 
 
-def action(event: gr.EventData) -> tuple[str, str]:
-    """(action, id) of a click inside a fragment."""
+def kept(elem_id: str, value: str = "") -> Any:
+    """A text that the browser keeps and nobody sees: it is still there after the studio was started anew."""
+    return gr.Textbox(value, label=elem_id, max_lines=1, elem_id=elem_id, elem_classes="as-kept", visible="hidden", interactive=False)
+
+
+def action(event: gr.EventData) -> tuple[str, str, str]:
+    """(action, id, value) of a click or a choice inside a fragment."""
     data: dict[str, Any] = event._data or {}
-    return str(data.get("action", "")), str(data.get("id", ""))
+    return str(data.get("action", "")), str(data.get("id", "")), str(data.get("value", ""))
 
 
 def only_new(shown: dict[str, str], key: str, value: str) -> Any:

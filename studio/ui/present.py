@@ -4,6 +4,7 @@ Everything that a person typed or a file said goes through `esc` before it becom
 carry `data-action` and `data-id`; the page's script turns a click on them into an event.
 """
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -153,7 +154,8 @@ def brand() -> str:
     """The page's head."""
     return (
         f'<header class="as-brand">{MARK}<div><h1>Adapter Studio</h1>'
-        "<p>Train small adapters on one shared base model, and talk to them side by side.</p></div></header>"
+        "<p>Train small adapters on one shared base model, and talk to them side by side.</p></div>"
+        '<p class="as-lost" id="lost" role="alert"></p></header>'
     )
 
 
@@ -184,21 +186,29 @@ def status_line(status: "Status") -> str:
         esc(cost) + (f'<span class="as-wide"> ({esc(detail)}</span>' if detail else ""),
         f"{esc(status.device)}, {size(status.memory_mb * 2**20)} in use",
         f"the chat's base is put aside while {esc(status.aside)}" if status.aside else "",
-        status_job(status.running),
-        f"{status.waiting} waiting" if status.waiting else "",
+        status_job(status.running) + (f", and {status.beside} more" if status.beside else ""),
+        f"{status.waiting:,} waiting" if status.waiting else "",
+        "<b>the queue is held</b>" if status.held else "",
     ]
-    return f'<div class="as-status" role="status" aria-label="Status">{dots(parts)}</div>'
+    # What the page's script needs for its title and for notifications.
+    ended = json.dumps([{"id": j.id, "at": j.finished_at, "state": j.state, "name": j.adapter_name, "why": j.reason} for j in status.ended])
+    share = "" if status.running is None or "step" not in status.running.progress else f"{_share(status.running):.0f}"
+    return f'<div class="as-status" role="status" aria-label="Status" data-share="{share}" data-ended="{esc(ended)}">{dots(parts)}</div>'
+
+
+def _share(job: "JobRecord") -> float:
+    """Per cent of the steps."""
+    return 100 * float(job.progress["step"]) / max(1.0, float(job.progress["steps"]))
 
 
 def status_job(job: "JobRecord | None") -> str:
     """The running job in a few words."""
     if job is None:
         return '<span class="as-idle">nothing is training</span>'
-    name, progress = esc(job.adapter_name), job.progress
-    if "step" not in progress:
+    name = esc(job.adapter_name)
+    if "step" not in job.progress:
         return f'<span class="as-live">training <b>{name}</b>, {esc(stage(job))}</span>'
-    share = 100 * progress["step"] / progress["steps"]
-    return f'<span class="as-live">training <b>{name}</b> {share:.0f} %</span>'
+    return f'<span class="as-live">training <b>{name}</b> {_share(job):.0f} %</span>'
 
 
 # Training

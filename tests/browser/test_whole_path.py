@@ -68,7 +68,7 @@ def adapter(app_url: str, browser: Browser, table: Path) -> str:
     expect(command).to_have_value(re.compile(r"--dataset robot --name 'Zorblax <b>& co</b>' --preset quick .*--set max_steps=24"))
     page.locator("#train-start").click()
     expect(page.locator("#train-message")).to_contain_text("is in the queue")
-    expect(page.locator("#job-where")).to_contain_text(re.compile(r"Step \d+ of 24"), timeout=TRAIN_MS)
+    expect(page.locator("#train-running .as-job-where")).to_contain_text(re.compile(r"Step \d+ of 24"), timeout=TRAIN_MS)
     expect(page.locator("#status")).to_contain_text("training Zorblax <b>& co</b>")
     expect(page.locator("#train-history .as-done")).to_have_text("done", timeout=TRAIN_MS)
     page.locator("#train-history").get_by_role("button", name=f"Chat with it: {ADAPTER}").click()
@@ -212,7 +212,7 @@ def test_a_job_that_fails_says_why_and_can_be_retried(page: Page, app_url: str) 
     row = page.locator("#train-history li").filter(has_text="Broken")
     expect(row).to_contain_text("'nonsense' is no linear layer of this model", timeout=TRAIN_MS)
     row.get_by_role("button", name="Retry").click()
-    expect(page.locator("#train-message")).to_contain_text("Broken is in the queue again.")
+    expect(page.locator("#board-message")).to_contain_text("Broken is in the queue again.")
     expect(row).to_contain_text("failed", timeout=TRAIN_MS)
 
 

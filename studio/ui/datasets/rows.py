@@ -153,7 +153,7 @@ class Events:
 
     def act(self, views: dict[str, str], event: gr.EventData) -> tuple[dict[str, str], str]:
         """A row shall be shown in another way, or be edited: (views, number of the row to edit or "")."""
-        kind, row = action(event)
+        kind, row, _ = action(event)
         if kind == "edit":
             return views, row
         return {**views, row: kind}, ""

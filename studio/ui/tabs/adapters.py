@@ -136,7 +136,7 @@ class _Events:
 
     def act(self, chosen: str, event: gr.EventData) -> tuple[str, Any]:
         """A card was chosen, or the way to training."""
-        kind, record_id = action(event)
+        kind, record_id, _ = action(event)
         return (record_id, gr.skip()) if kind == "choose" else (chosen, gr.Tabs(selected=TRAIN))
 
     def download(self, chosen: str) -> tuple[str, Any]:

@@ -159,7 +159,7 @@ class _Events:
 
     def choose(self, chosen: str, event: gr.EventData) -> tuple[str, int, dict[str, str], str]:
         """A row of a list was chosen; it shows its first rows: (id, offset, views of rows, message)."""
-        kind, record_id = action(event)
+        kind, record_id, _ = action(event)
         return (record_id if kind == "choose" else chosen), 0, {}, ""
 
     def turn(self, chosen: str, offset: int, which: str) -> int:
@@ -189,7 +189,7 @@ class _Events:
 
     def act_on_report(self, chosen: str, base: str | None, preset: str, event: gr.EventData) -> Iterator[dict[Any, Any]]:
         """Show a row that a finding names, or do what it offers."""
-        kind, what = action(event)
+        kind, what, _ = action(event)
         if kind == "row":
             yield {self.tab.views: gr.Tabs(selected=ROWS), self.tab.rows.offset: int(what)}
         elif kind == "mend":

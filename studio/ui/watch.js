@@ -1,0 +1,94 @@
+// Asks once a second whether anything changed, which costs the server a query or two, and draws again only then.
+// It also keeps the address, the title and notifications in step with what is shown.
+const PACE_MS = 1000, HIDDEN_EVERY = 5, SETTLE_MS = 2500, SILENT_AFTER = 3;
+const address = new URL('changes', document.baseURI);
+const field = (id) => document.querySelector(`#${id} :is(input, textarea)`)?.value ?? '';
+let mark = '', settle = 0, skipped = 0, silent = 0, known = null, shown = null, wanted = null;
+
+const look = async () => {
+  if (document.hidden && skipped++ % HIDDEN_EVERY) return;
+  let said;
+  try {
+    const answer = await fetch(address, {cache: 'no-store'});
+    if (!answer.ok) throw new Error(answer.statusText);
+    said = await answer.text();
+  } catch {
+    tellSilence(++silent);
+    return;
+  }
+  tellSilence(silent = 0);
+  if (said !== mark || (settle && Date.now() > settle)) {
+    settle = said !== mark ? Date.now() + SETTLE_MS : 0;  // once more, should the first answer have been overtaken by another
+    mark = said;
+    trigger('act', {tab: field('opened')});
+  }
+};
+
+const tellSilence = (times) => {
+  const place = document.getElementById('lost');
+  if (!place || (times && times !== SILENT_AFTER) || (!times && !place.textContent)) return;
+  const since = new Date().toLocaleTimeString([], {hour: '2-digit', minute: '2-digit', second: '2-digit'});
+  place.textContent = times ? `The studio does not answer since ${since}. Trainings may go on; what you see is older.` : '';
+};
+
+const keepInStep = () => {
+  const status = document.querySelector('.as-status');
+  if (status) {
+    const title = (status.dataset.share ? `(${status.dataset.share} %) ` : '') + 'Adapter Studio';
+    if (document.title !== title) document.title = title;
+    notify(JSON.parse(status.dataset.ended || '[]'));
+  }
+  keepAddress(field('opened'), field('view'));
+};
+
+const keepAddress = (tab, view) => {
+  if (!tab) return;  // the link that opened the page was not followed yet
+  if (wanted && view !== wanted.view && Date.now() < wanted.until) return;
+  wanted = null;
+  const url = new URL(location.href);
+  url.searchParams.set('tab', tab);
+  if (tab !== 'chat') url.searchParams.delete('adapter');
+  if (tab === 'train' && view) url.searchParams.set('job', view); else url.searchParams.delete('job');
+  const href = url.href.replaceAll('%2C', ',');
+  if (href !== location.href) history[shown !== null && shown !== view && tab === 'train' ? 'pushState' : 'replaceState'](null, '', href);
+  shown = view;
+};
+addEventListener('popstate', () => {
+  const view = new URL(location.href).searchParams.get('job') || '';
+  wanted = {view, until: Date.now() + 3000};
+  trigger('go', {view});
+});
+
+const inWords = (s) => s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min`;
+const keepClocks = () => document.querySelectorAll('time[data-since]').forEach((tag) => {
+  tag.textContent = inWords(Math.max(0, Math.round(Date.now() / 1000 - tag.dataset.since)));
+});
+
+const notify = (ended) => {
+  const key = (job) => `${job.id} ${job.at}`;
+  const fresh = known ? ended.filter((job) => !known.has(key(job)) && job.state !== 'cancelled') : [];
+  known = new Set([...(known || []), ...ended.map(key)]);
+  if (!document.hidden || !wishes()) return;
+  for (const job of fresh) {
+    const text = job.state === 'done' ? 'The training is done; the adapter is ready.' : `The training failed. ${job.why}`;
+    new Notification(job.name, {body: text, tag: key(job)}).onclick = () => { window.focus(); trigger('go', {view: job.id}); };
+  }
+};
+const wishes = () => 'Notification' in window && Notification.permission === 'granted' && localStorage.getItem('as-notify') === 'on';
+const showWish = () => {
+  document.documentElement.classList.toggle('as-notified', wishes());
+  document.querySelectorAll('[data-notify]').forEach((button) => button.setAttribute('aria-pressed', String(wishes())));
+};
+document.addEventListener('click', async (event) => {
+  if (!event.target.closest('[data-notify]')) return;
+  const on = wishes();
+  if (!on && 'Notification' in window) await Notification.requestPermission();  // asked only after this click
+  localStorage.setItem('as-notify', on ? 'off' : 'on');
+  if (!on && !wishes()) alert('This browser does not allow notifications of this page; allow them in its settings.');
+  showWish();
+});
+
+const turn = async () => {
+  try { await look(); keepInStep(); keepClocks(); showWish(); } finally { setTimeout(turn, PACE_MS); }
+};
+turn();

@@ -1,0 +1,199 @@
+"""The board of trainings and the page of one, on trainings that really run: live, in order, paused, failed, after a reload, elsewhere."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from storage.records import JobRecord
+from studio.services import Studio
+from tests.browser.running import open_tab, running_app
+from tests.conftest import tiny_settings
+
+START_MS = 90_000
+SMALL = {"quantization": "fp32", "rank": 2, "batch_size": 1, "max_length": 32, "checkpoint_every_s": 0.2, "held_out": 0.05}
+ENDLESS = {**SMALL, "max_steps": 100_000}
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("board") / "home"
+
+
+@pytest.fixture(scope="module")
+def board_url(home: Path, tiny_base: Path) -> Iterator[str]:
+    with running_app(home, STUDIO_BASE=str(tiny_base), STUDIO_QUANTIZATION="fp32") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def other(board_url: str, home: Path) -> Iterator[Studio]:
+    """A second program on the same home, as the command line is."""
+    studio = Studio(tiny_settings(home))
+    yield studio
+    studio.close()
+
+
+def submit(studio: Studio, name: str, **options: object) -> JobRecord:
+    return studio.train("Angry bird", name, overrides={**ENDLESS, **options})
+
+
+def row(page: Page, job: JobRecord) -> Locator:
+    return page.locator(f'#board li[data-job="{job.id}"]')
+
+
+def step(page: Page, where: str = "#train-running") -> int:
+    found = re.search(r"Step ([\d,]+) of", page.locator(f"{where} .as-job-where").first.inner_text())
+    return int(found[1].replace(",", "")) if found else -1
+
+
+def until_it_trains(page: Page, where: str = "#train-running") -> None:
+    expect(page.locator(f"{where} .as-job-where").first).to_contain_text(re.compile(r"Step \d+ of"), timeout=START_MS)
+
+
+def names(page: Page, part: str = "#train-waiting") -> list[str]:
+    return page.locator(f"{part} .as-open").all_inner_texts()
+
+
+@pytest.fixture(scope="module")
+def done(other: Studio, board_url: str) -> JobRecord:
+    """A short training that nobody disturbed."""
+    job = submit(other, EVIL, max_steps=6)
+    end = time.monotonic() + START_MS / 1000
+    while other.queue.get(job.id).state != "done" and time.monotonic() < end:
+        time.sleep(0.2)
+    return other.queue.get(job.id)
+
+
+@pytest.mark.usefixtures("done")
+def test_the_order_of_what_waits_is_changed_by_arrows_by_dragging_and_by_priority(page: Page, board_url: str, other: Studio) -> None:
+    open_tab(page, board_url, "Train")
+    page.locator("#train-bar").get_by_role("button", name="Hold the queue").click()
+    expect(page.locator("#train-bar")).to_contain_text("The queue is held")
+    jobs = [submit(other, name) for name in ("Auk", "Bee", "Cow")]
+    expect(page.locator("#train-waiting li")).to_have_count(3)  # also what another program submits
+    assert names(page) == ["Auk", "Bee", "Cow"]
+    up, down = (row(page, jobs[i]).get_by_role("button", name=word) for i, word in ((2, "Earlier"), (0, "Later")))
+    up.click()
+    expect(page.locator("#train-waiting .as-open")).to_have_text(["Auk", "Cow", "Bee"])
+    expect(up).to_be_focused()  # the list was drawn again
+    up.press("Enter")
+    expect(page.locator("#train-waiting .as-open")).to_have_text(["Cow", "Auk", "Bee"])
+    down.click()
+    expect(page.locator("#train-waiting .as-open")).to_have_text(["Cow", "Bee", "Auk"])
+    row(page, jobs[0]).drag_to(row(page, jobs[2]), target_position={"x": 200, "y": 3})
+    expect(page.locator("#train-waiting .as-open")).to_have_text(["Auk", "Cow", "Bee"])
+    row(page, jobs[1]).locator(".as-open").click()
+    expect(page.locator("#job-head")).to_contain_text("place 3 in the queue")
+    page.get_by_label("Priority", exact=True).and_(page.locator("#job-head select")).select_option("high")
+    expect(page.locator("#job-head")).to_contain_text("next in the queue")
+    page.locator("#job-head select").nth(1).select_option(label="Auk")
+    expect(page.locator("#job-head")).to_contain_text("It runs after Auk.")
+    page.get_by_role("button", name="All trainings").click()
+    for job in jobs:
+        row(page, job).get_by_role("button", name="Cancel").click()
+    expect(page.locator("#train-waiting li")).to_have_count(0)
+    page.locator("#train-bar select").select_option(label="2 failures")
+    expect(page.locator("#board-message")).to_contain_text("The queue is held after 2 failures in a row.")
+    page.locator("#train-bar").get_by_role("button", name="Release the queue").click()
+    expect(page.locator("#train-bar")).not_to_contain_text("The queue is held")
+    assert (other.queue.state().held, other.queue.state().stop_after) == (False, 2)
+
+
+def test_a_training_is_watched_paused_and_resumed_and_is_the_same_everywhere(
+    page: Page, browser: Browser, board_url: str, other: Studio
+) -> None:
+    job = submit(other, "Long", max_steps=4000, learning_rate=0.002)
+    open_tab(page, board_url, "Train")
+    until_it_trains(page)
+    expect(row(page, job)).to_contain_text(re.compile(r"tokens/s.*left.*loss"))
+    expect(row(page, job).get_by_role("img", name="Training loss of Long")).to_be_visible()
+    before = step(page)
+    page.wait_for_timeout(2000)
+    assert step(page) > before > 0
+    assert re.fullmatch(r"\(\d+ %\) Adapter Studio", page.title())
+    row(page, job).locator(".as-open").click()
+    expect(page.locator("#job-head h3")).to_have_text("Long")
+    page.reload()
+    expect(page.locator("#job-head h3")).to_have_text("Long")
+    elsewhere = browser.new_context()
+    second = elsewhere.new_page()
+    second.goto(page.url)
+    for seen in (page, second):
+        until_it_trains(seen, "#job-page")
+        expect(seen.locator("#job-live").get_by_role("img", name="Loss by step")).to_be_visible()
+        expect(seen.locator("#job-facts")).to_contain_text(re.compile(r"learning rate\s*0.002\s*0.001"))
+    page.locator("#job-head").get_by_role("button", name="Pause").click()
+    for seen in (page, second):
+        expect(seen.locator("#job-head .as-badge")).to_have_text("paused", timeout=30_000)
+        expect(seen.locator("#job-head")).to_contain_text("Paused at step")
+    expect(page.locator("#job-live").get_by_role("img", name="Cores over")).to_be_visible()
+    second.locator("#job-head").get_by_role("button", name="Resume at step").click()
+    expect(page.locator("#job-head .as-badge")).to_have_text("running", timeout=START_MS)
+    elsewhere.close()
+    expect(page.locator("#job-live")).to_contain_text("attempt 2, resumed at step", timeout=START_MS)
+    expect(page.locator("#job-head .as-badge")).to_have_text("done", timeout=START_MS)
+    expect(page.locator("#job-facts .as-attempts tbody tr")).to_have_count(2)
+    expect(page.locator("#job-head").get_by_role("button", name="Chat with it")).to_be_visible()
+    page.go_back()
+    expect(row(page, job)).to_contain_text("done")
+
+
+def test_a_failure_explains_itself_and_its_button_mends_it(page: Page, board_url: str, other: Studio, home: Path) -> None:
+    job = submit(other, "Victim")
+    open_tab(page, board_url, "Train")
+    until_it_trains(page)
+    for process in psutil.process_iter(["cmdline"]):
+        if job.id in " ".join(process.info["cmdline"] or []) and str(home) in " ".join(process.info["cmdline"]):
+            process.kill()
+    failed = page.locator(f'#train-history li[data-job="{job.id}"]')
+    expect(failed.locator(".as-fail")).to_contain_text("The system killed the training", timeout=15_000)
+    page.goto(f"{board_url}/?tab=train&job={job.id}")
+    expect(page.locator("#job-head .as-fail")).to_contain_text("Compute fewer tokens at once")
+    expect(page.locator("#job-log pre")).to_contain_text("loss")
+    page.locator("#job-search input, #job-search textarea").fill("HELD-OUT LOSS")
+    expect(page.locator("#job-log")).to_contain_text("1 line with “HELD-OUT LOSS”.")
+    expect(page.locator("#job-log pre")).to_have_text(re.compile(r"held-out loss [\d.]+ after step 0$"))
+    with page.expect_download() as download:
+        page.locator("#job-download").click()
+    assert download.value.path().read_text().splitlines() == other.job_log(job.id).splitlines()
+    page.locator("#job-head").get_by_role("button", name="Train again with token_budget 1,024").click()
+    expect(page.locator("#board-message")).to_contain_text("Victim is in the queue, with token_budget 1024.")
+    expect(page.locator("#job-head .as-badge")).to_have_text("running", timeout=START_MS)  # the page is that of the new one
+    expect(page.locator("#job-facts")).to_contain_text("copied from")
+    page.locator("#job-head").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#job-head .as-badge")).to_have_text("cancelled", timeout=30_000)
+    page.locator("#job-head").get_by_role("button", name="Duplicate and change").click()
+    expect(page.locator("#train-message")).to_contain_text("The form holds the configuration of Victim")
+    expect(page.locator("#train-name input, #train-name textarea")).to_have_value("Victim")
+    expect(page.locator("#train-command textarea")).to_have_value(re.compile(r"--set max_steps=100000 .*--set token_budget=1024"))
+
+
+def test_several_runs_are_compared_in_one_picture(page: Page, board_url: str, other: Studio, done: JobRecord) -> None:
+    rival = next(job for job in other.queue.over() if job.adapter_name == "Victim" and job.attempt)
+    open_tab(page, board_url, "Train")
+    for job in (done, rival):
+        row(page, job).get_by_role("checkbox").check()
+    page.locator("#train-bar").get_by_role("button", name="Compare 2").click()
+    expect(page.locator("#job-head").get_by_role("img", name="Loss by step")).to_be_visible()
+    expect(page.locator("#job-head polyline")).to_have_count(2)
+    expect(page.locator("#job-head .as-differ thead")).to_contain_text(EVIL)  # as text
+    expect(page.locator("#job-head .as-differ")).to_contain_text(re.compile(r"max steps\s*6\s*100000"))
+    assert f"job={done.id},{rival.id}" in page.url
+    page.reload()
+    expect(page.locator("#job-head polyline")).to_have_count(2)
+    page.goto(f"{board_url}/?tab=train&job=nobody")
+    expect(page.locator("#job-head").get_by_role("alert")).to_contain_text("There is no job 'nobody'")
+
+
+def test_the_board_fits_a_phone(page: Page, board_url: str, done: JobRecord) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    for view in ("", done.id):
+        page.goto(f"{board_url}/?tab=train&job={view}")
+        page.locator("#job-head h3" if view else "#train-history li").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
