@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 
 from storage.database import Database
 from storage.errors import DuplicateName, LeaseLost, RecordNotFound
+from storage.outbox import announce
 from storage.records import AdapterRecord, AttemptRecord, EventRecord, JobRecord, QueueRecord
 from storage.repositories import to_record
 from storage.states import (
@@ -40,10 +41,14 @@ CLOSEST = 1e-4  # positions are seconds since 1970, of which a float keeps seven
 
 
 class Jobs:
-    """Jobs, their attempts and events, and the moves between their states."""
+    """Jobs, their attempts and events, and the moves between their states.
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    Args:
+        notifying: write what ends or is paused into the outbox, in the same transaction.
+    """
+
+    def __init__(self, database: Database, notifying: bool = False) -> None:
+        self.database, self.notifying = database, notifying
 
     def add(self, *records: JobRecord) -> None:
         """Put jobs into the queue at their positions, or by their age where they have none; all of them or none."""
@@ -212,6 +217,7 @@ class Jobs:
                 _end_attempt(session, job.id, job.attempt, DONE, "", now)
                 session.execute(update(QueueRow).values(failures=0))
                 session.add(AdapterRow(**asdict(adapter)))
+                self._announce(session, job.id, now)
         except IntegrityError:
             raise DuplicateName(adapter.name) from None
 
@@ -230,6 +236,7 @@ class Jobs:
             _end_attempt(session, job.id, job.attempt, state, reason, now)
             if state == FAILED:
                 _count_failure(session)
+            self._announce(session, job.id, now)
 
     def requeue_lost(self, now: float, dead_owners: Sequence[str], max_losses: int) -> list[JobRecord]:
         """Take every job from a worker whose lease ended or that is known to be dead, and decide where it goes.
@@ -243,7 +250,14 @@ class Jobs:
             if session.scalar(select(query.exists())) is not True:  # the usual case needs no writer
                 return []
         with self.database.write() as session:
-            return [_lose(session, row, now, max_losses) for row in session.scalars(query.with_for_update(skip_locked=True)).all()]
+            lost = [_lose(session, row, now, max_losses) for row in session.scalars(query.with_for_update(skip_locked=True)).all()]
+            for job in lost:
+                self._announce(session, job.id, now)
+            return lost
+
+    def _announce(self, session: Session, job_id: str, now: float | None = None) -> None:
+        if self.notifying:
+            announce(session, job_id, now)
 
     @staticmethod
     def _check(session: Session, job: JobRecord) -> None:
@@ -287,10 +301,12 @@ class Jobs:
     def _first_of(self, job_id: str, *moves: Update) -> JobRecord | None:
         with self.database.write() as session:
             # Held from here on: between two of the moves its worker could change the state.
-            session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+            before = session.scalar(select(JobRow.state).where(JobRow.id == job_id).with_for_update())
             for move in moves:
                 row = session.scalar(move.where(JobRow.id == job_id).returning(JobRow))
                 if row is not None:
+                    if row.state != before:
+                        self._announce(session, job_id)
                     return to_record(JobRecord, row)
         return None
 

@@ -15,6 +15,7 @@ import psutil
 from storage import files
 from storage.database import Database
 from storage.jobs import Jobs
+from storage.outbox import Outbox
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecord, JobRecord
 from storage.repositories import Adapters, Bases, Datasets
 from storage.states import ACTIVE, OPEN, READY
@@ -38,6 +39,7 @@ from studio.jobs.process import LocalExecutor
 from studio.jobs.queue import Queue, training_config
 from studio.jobs.supervisor import Supervisor, attempt_log
 from studio.jobs.sweep import Axes, plan
+from studio.jobs.webhook import Webhook
 from studio.jobs.worker import Worker
 from studio.room import Room
 from studio.settings import Settings
@@ -88,7 +90,7 @@ class Studio:
         for folder in ("datasets", "adapters", "bases", "exports"):
             files.sweep_partials(home / folder, STALE_S, time.time())
         self._database = Database(settings.url, DatabaseUnavailable)
-        jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
+        jobs, bases, datasets = Jobs(self._database, bool(settings.webhook_url)), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
         self._longest_rows: dict[tuple[str, str], int] = {}
         self._reports: dict[tuple[object, ...], Report] = {}
@@ -101,7 +103,9 @@ class Studio:
         self.chat = Chat(self.bases, self.adapters, settings.quantization, settings.slots, settings.max_batch)
         self.supervisor = Supervisor(jobs, bases, checkpoints, LocalExecutor(), settings)
         room = Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
-        self.worker = Worker(jobs, self.supervisor, settings, self.devices, room)
+        self.outbox = Outbox(self._database)
+        webhook = Webhook(self.outbox, settings.webhook_url, settings.webhook_secret.get_secret_value()) if settings.webhook_url else None
+        self.worker = Worker(jobs, self.supervisor, settings, self.devices, room, webhook)
         self.datasets.add_samples()
 
     def close(self) -> None:

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from studio.errors import InvalidInput
@@ -44,6 +45,8 @@ class Settings(BaseSettings):
     lease_s: float = Field(15.0, gt=0, description="a job whose worker is silent for longer is given to another")
     max_losses: int = Field(3, ge=1, description="a job whose worker dies this many times has failed")
     memory_limit_mb: int = Field(0, ge=0, description="memory that a training may take, in MB; 0 means what is free when it starts")
+    webhook_url: str = Field("", repr=False, description="address that is told when a job is over or paused; empty tells nobody")
+    webhook_secret: SecretStr = Field(SecretStr(""), description="signs what the webhook is told")
     log_level: LogLevel = Field("INFO", description="how much is logged to stderr")
 
     @model_validator(mode="after")
@@ -54,10 +57,31 @@ class Settings(BaseSettings):
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         return self
 
+    @model_validator(mode="after")
+    def _check_the_webhook(self) -> Self:
+        if self.webhook_url and not _is_web_address(self.webhook_url):  # it may hold a secret, so it is not repeated
+            raise InvalidInput(
+                "The environment variable STUDIO_WEBHOOK_URL should be an address such as https://example.org/hook. Change or unset it."
+            )
+        if self.webhook_url and not self.webhook_secret.get_secret_value():
+            raise InvalidInput(
+                "STUDIO_WEBHOOK_URL is set, but nothing signs what is sent there. Set STUDIO_WEBHOOK_SECRET to a long random text too."
+            )
+        return self
+
     @property
     def url(self) -> str:
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.home / 'studio.db'}"
+
+
+def _is_web_address(text: str) -> bool:
+    """Whether a text is an address of http or https with a host."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not any(map(str.isspace, text))
+    except ValueError:
+        return False
 
 
 def _platform_port() -> int:

@@ -36,12 +36,23 @@ class Room(Protocol):
         """Asked again and again, to put right what an earlier answer needed and nothing needs any more."""
 
 
+class Teller(Protocol):
+    """Who tells others what jobs have come to, while the worker works."""
+
+    def start(self) -> None:
+        """Begin; what tells already goes on."""
+
+    def stop(self) -> None:
+        """End soon."""
+
+
 class Worker:
     """Runs jobs, one on each free device slot.
 
     Args:
         jobs: the queue. supervisor: sees an attempt through. settings: home, leases and limits.
         devices: names those of this machine; asked when the work begins. room: asked whether a job may start.
+        teller: works beside it.
     """
 
     def __init__(
@@ -51,8 +62,9 @@ class Worker:
         settings: Settings,
         devices: Callable[[], tuple[str, ...]],
         room: Room,
+        teller: Teller | None = None,
     ) -> None:
-        self.jobs, self.supervisor, self.settings, self.room = jobs, supervisor, settings, room
+        self.jobs, self.supervisor, self.settings, self.room, self.teller = jobs, supervisor, settings, room, teller
         self.owner = _identity(os.getpid()) + f":{files.new_id()[:6]}"
         self._devices = devices
         self._slots: Slots | None = None
@@ -70,9 +82,13 @@ class Worker:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(STOP_S)
+        if self.teller is not None:
+            self.teller.stop()
 
     def run(self) -> None:
         """Claim and run jobs until `stop`."""
+        if self.teller is not None:
+            self.teller.start()
         while not self._stopping.is_set():
             try:
                 started = self.start_one()
