@@ -255,6 +255,23 @@ class Jobs:
                 self._announce(session, job.id, now)
             return lost
 
+    def lose(self, job: JobRecord, what: str, now: float, max_losses: int) -> JobRecord:
+        """Give up an attempt that is gone though its worker is not: the job goes where `requeue_lost` would send it.
+
+        Args:
+            what: is lost, as the beginning of a sentence.
+
+        Raises:
+            LeaseLost: the job is another worker's now.
+        """
+        with self.database.write() as session:
+            row = session.scalar(select(JobRow).where(_fence(job)).with_for_update())
+            if row is None:
+                raise LeaseLost(job.id)
+            lost = _lose(session, row, now, max_losses, what)
+            self._announce(session, job.id, now)
+            return lost
+
     def _announce(self, session: Session, job_id: str, now: float | None = None) -> None:
         if self.notifying:
             announce(session, job_id, now)
@@ -408,25 +425,27 @@ def _count_failure(session: Session) -> None:
     )
 
 
-def _lose(session: Session, row: JobRow, now: float, max_losses: int) -> JobRecord:
+def _lose(session: Session, row: JobRow, now: float, max_losses: int, what: str = "") -> JobRecord:
     """The job is lost, and goes on from there at once."""
-    was, owner_gone = row.state, f"The worker of attempt {row.attempt} died"
-    _end_attempt(session, row.id, row.attempt, LOST, f"{owner_gone}.", now)
+    was, gone = row.state, what or f"The worker of attempt {row.attempt} died"
+    _end_attempt(session, row.id, row.attempt, LOST, f"{gone}.", now)
     row.state, row.lease_owner, row.lease_until, row.losses = LOST, "", 0.0, row.losses + 1
     session.flush()
     if was == CANCELLING:
         row.state, row.reason = CANCELLED, "Cancelled while its worker was gone."
     elif was == PAUSING:
-        row.state, row.reason = PAUSED, f"{owner_gone}; the job is paused, as was wished."
+        row.state, row.reason = PAUSED, f"{gone}; the job is paused, as was wished."
     elif row.losses >= max_losses:
         row.state, row.cause = FAILED, "lost"
         row.reason = (
-            f"The worker died {row.losses} times while it ran this job, most often for want of memory. "
+            f"The job was lost {row.losses} times. The last time: {what}. Mend that, then retry."
+            if what
+            else f"The worker died {row.losses} times while it ran this job, most often for want of memory. "
             "Lower token_budget or max_length, or choose a smaller base, then retry."
         )
         _count_failure(session)
     else:
-        row.state, row.reason = QUEUED, f"{owner_gone}; the job is in the queue again."
+        row.state, row.reason = QUEUED, f"{gone}; the job is in the queue again."
     row.finished_at = _finished(row.state, now)
     session.flush()
     return to_record(JobRecord, row)

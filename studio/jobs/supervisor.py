@@ -17,7 +17,7 @@ from storage.repositories import Bases
 from storage.states import CANCELLED, CANCELLING, FAILED, PAUSED, PAUSING, QUEUED, STARTING
 from studio.errors import StudioError
 from studio.jobs.checkpoints import Checkpoints
-from studio.jobs.executor import Event, Executor, Launch, Run
+from studio.jobs.executor import Event, Executor, Launch, Lost, Run
 from studio.jobs.queue import training_config
 from studio.lora.files import adapter_sha256
 from studio.settings import Settings
@@ -68,6 +68,8 @@ class Supervisor:
                 self._conclude(attempt, base, status, stopping.is_set())
             except LeaseLost:  # somebody wished something just now; once it is heard, the end is another
                 self._conclude(attempt, base, status, stopping.is_set())
+        except Lost as lost:
+            self.jobs.lose(job, str(lost).rstrip("."), time.time(), self.settings.max_losses)
         finally:
             run.stop()
             run.close()
