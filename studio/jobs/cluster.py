@@ -12,6 +12,7 @@ import httpx
 from studio.jobs.executor import Lost
 
 TIMEOUT_S = 5.0
+SUBMIT_S = 60.0  # Ray answers when it has found a machine that is to start the job
 KNOWN_S = 3.0  # how long an answer about the cluster as a whole is believed
 NO_JOB = "/api/jobs/studio-none"
 REFUSED = (401, 403)
@@ -47,7 +48,7 @@ class RayCluster:
     def submit(self, name: str, command: str, gpus: int) -> None:
         """Let a command run where `gpus` GPUs are free. Raises ClusterAway; Lost: it was refused."""
         wanted = {"entrypoint": command, "submission_id": name, "entrypoint_num_gpus": gpus, "runtime_env": {}}
-        answer = self._ask("POST", "/api/jobs/", json=wanted)
+        answer = self._ask("POST", "/api/jobs/", json=wanted, timeout=SUBMIT_S)
         if answer.status_code != 200:
             raise Lost(f"Ray refused the job with status {answer.status_code}")
 
@@ -90,7 +91,7 @@ class RayCluster:
         key = self._token if token is None else token
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            answer = httpx.request(method, self.address + path, headers=headers, timeout=TIMEOUT_S, **more)
+            answer = httpx.request(method, self.address + path, headers=headers, **{"timeout": TIMEOUT_S, **more})
         except (httpx.HTTPError, OSError):
             raise ClusterAway(f"The Ray cluster at {self.address} does not answer") from None
         if key and answer.status_code in REFUSED:
