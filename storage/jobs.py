@@ -29,6 +29,7 @@ from sqlalchemy.orm import Session, aliased
 
 from storage.database import Database
 from storage.errors import DuplicateName, LeaseLost, RecordNotFound
+from storage.outbox import announce
 from storage.records import AdapterRecord, AttemptRecord, EventRecord, JobRecord, LeaseRecord, QueueRecord
 from storage.repositories import to_record
 from storage.states import (
@@ -54,10 +55,14 @@ CLOSEST = 1e-4  # positions are seconds since 1970, of which a float keeps seven
 
 
 class Jobs:
-    """Jobs, their attempts and events, and the moves between their states."""
+    """Jobs, their attempts and events, and the moves between their states.
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    Args:
+        notifying: write what ends or is paused into the outbox, in the same transaction.
+    """
+
+    def __init__(self, database: Database, notifying: bool = False) -> None:
+        self.database, self.notifying = database, notifying
 
     def add(self, *records: JobRecord) -> list[JobRecord]:
         """Put jobs into the queue at their positions, or at the end where they have none; all of them or none.
@@ -250,6 +255,7 @@ class Jobs:
                 _end_attempt(session, job.id, job.attempt, DONE, "", now)
                 session.execute(update(QueueRow).where(QueueRow.failures > 0).values(failures=0))
                 session.add(AdapterRow(**asdict(adapter)))
+                self._announce(session, job.id, now)
         except IntegrityError:
             raise DuplicateName(adapter.name) from None
 
@@ -268,6 +274,7 @@ class Jobs:
             _end_attempt(session, job.id, job.attempt, state, reason, now)
             if state == FAILED:
                 _count_failure(session)
+            self._announce(session, job.id, now)
 
     def requeue_lost(self, now: float, gone: Sequence[LeaseRecord], max_losses: int) -> list[JobRecord]:
         """Take jobs from workers that are gone, and decide where each goes. A lease that was renewed meanwhile stays.
@@ -281,7 +288,31 @@ class Jobs:
         same = lease.in_([astuple(one) for one in gone])
         query = select(JobRow).where(_of(IS_HELD), JobRow.state.in_(ACTIVE), same).with_for_update(skip_locked=True)
         with self.database.write() as session:
-            return [_lose(session, row, now, max_losses) for row in session.scalars(query).all()]
+            lost = [_lose(session, row, now, max_losses) for row in session.scalars(query).all()]
+            for job in lost:
+                self._announce(session, job.id, now)
+            return lost
+
+    def lose(self, job: JobRecord, what: str, now: float, max_losses: int) -> JobRecord:
+        """Give up an attempt that is gone though its worker is not: the job goes where `requeue_lost` would send it.
+
+        Args:
+            what: is lost, as the beginning of a sentence.
+
+        Raises:
+            LeaseLost: the job is another worker's now.
+        """
+        with self.database.write() as session:
+            row = session.scalar(select(JobRow).where(_fence(job)).with_for_update())
+            if row is None:
+                raise LeaseLost(job.id)
+            lost = _lose(session, row, now, max_losses, what)
+            self._announce(session, job.id, now)
+            return lost
+
+    def _announce(self, session: Session, job_id: str, now: float | None = None) -> None:
+        if self.notifying:
+            announce(session, job_id, now)
 
     @staticmethod
     def _check(session: Session, job: JobRecord) -> None:
@@ -327,10 +358,12 @@ class Jobs:
     def _first_of(self, job_id: str, *moves: Update) -> JobRecord | None:
         with self.database.write() as session:
             # Held from here on: between two of the moves its worker could change the state.
-            session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+            before = session.scalar(select(JobRow.state).where(JobRow.id == job_id).with_for_update())
             for move in moves:
                 row = session.scalar(move.where(JobRow.id == job_id).returning(JobRow))
                 if row is not None:
+                    if row.state != before:
+                        self._announce(session, job_id)
                     return to_record(JobRecord, row)
         return None
 
@@ -444,25 +477,27 @@ def _count_failure(session: Session) -> None:
     )
 
 
-def _lose(session: Session, row: JobRow, now: float, max_losses: int) -> JobRecord:
+def _lose(session: Session, row: JobRow, now: float, max_losses: int, what: str = "") -> JobRecord:
     """The job is lost, and goes on from there at once."""
-    was, owner_gone = row.state, f"The worker of attempt {row.attempt} died"
-    _end_attempt(session, row.id, row.attempt, LOST, f"{owner_gone}.", now)
+    was, gone = row.state, what or f"The worker of attempt {row.attempt} died"
+    _end_attempt(session, row.id, row.attempt, LOST, f"{gone}.", now)
     row.state, row.lease_owner, row.lease_until, row.losses = LOST, "", 0.0, row.losses + 1
     session.flush()
     if was == CANCELLING:
         row.state, row.reason = CANCELLED, "Cancelled while its worker was gone."
     elif was == PAUSING:
-        row.state, row.reason = PAUSED, f"{owner_gone}; the job is paused, as was wished."
+        row.state, row.reason = PAUSED, f"{gone}; the job is paused, as was wished."
     elif row.losses >= max_losses:
         row.state, row.cause = FAILED, "lost"
         row.reason = (
-            f"The worker died {row.losses} times while it ran this job, most often for want of memory. "
+            f"The job was lost {row.losses} times. The last time: {what}. Mend that, then retry."
+            if what
+            else f"The worker died {row.losses} times while it ran this job, most often for want of memory. "
             "Lower token_budget or max_length, or choose a smaller base, then retry."
         )
         _count_failure(session)
     else:
-        row.state, row.reason = QUEUED, f"{owner_gone}; the job is in the queue again."
+        row.state, row.reason = QUEUED, f"{gone}; the job is in the queue again."
     row.finished_at = _finished(row.state, now)
     session.flush()
     return to_record(JobRecord, row)

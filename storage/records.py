@@ -108,6 +108,23 @@ class QueueRecord:
 
 
 @dataclass(frozen=True)
+class NotificationRecord:
+    """What is told to a webhook: `state` is open, sent or given_up, `error` says what the last try met."""
+
+    id: str
+    job_id: str
+    event: str
+    body: dict[str, Any]
+    state: str
+    created_at: float
+    due_at: float
+    tries: int = 0
+    lease_owner: str = ""
+    ended_at: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class EventRecord:
     """One line that a training process wrote: the kinds are those of `studio.training.events`."""
 

@@ -13,6 +13,8 @@ IS_READY, IS_HELD, IS_OVER = (
     f"state IN ({', '.join(map(repr, states))})" for states in (READY, tuple(s for s in OPEN if s not in READY), OVER)
 )
 
+IS_UNTOLD = "state = 'open'"
+
 
 def _index_of(states: str, name: str, *columns: Any) -> Index:
     return Index(name, *columns, sqlite_where=text(states), postgresql_where=text(states))
@@ -124,6 +126,25 @@ class QueueRow(Table):
     # Hold the queue after this many failures in a row; 0 never does.
     stop_after: Mapped[int] = mapped_column(Integer, default=0)
     failures: Mapped[int] = mapped_column(Integer, default=0)
+
+
+class NotificationRow(Table):
+    """What is to be told to a webhook. It outlives its job, and is due again when whoever took it has said nothing until `due_at`."""
+
+    __tablename__ = "notification"
+    __table_args__ = (Index("notification_by_age", "created_at"), _index_of(IS_UNTOLD, "notification_due", "due_at"))
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(32))
+    event: Mapped[str] = mapped_column(String(20))
+    body: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(20))
+    created_at: Mapped[float] = mapped_column(Float)
+    due_at: Mapped[float] = mapped_column(Float)
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    lease_owner: Mapped[str] = mapped_column(String(100), default="")
+    ended_at: Mapped[float | None] = mapped_column(Float)
+    error: Mapped[str] = mapped_column(String(500, cut=True), default="")
 
 
 class EventRow(Table):

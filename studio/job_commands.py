@@ -181,6 +181,19 @@ def queue_stop_after(failures: int, as_json: Json = False) -> None:
         show(asdict(studio.queue.state()), as_json)
 
 
+@queue_app.command("notifications")
+def queue_notifications(as_json: Json = False) -> None:
+    """List what the webhook was told or is to be told, the newest first."""
+    with opened() as studio:
+        values = [asdict(entry) for entry in studio.outbox.all()]
+        show_all(
+            "notifications",
+            values,
+            as_json,
+            lambda v: f"{v['id']}  {v['event']}  {v['job_id']}  {v['state']}  {v['tries']} tries  {v['error']}",
+        )
+
+
 @job_app.command("retry")
 def job_retry(
     job: str,

@@ -16,6 +16,7 @@ import psutil
 from storage import files
 from storage.database import Database
 from storage.jobs import Jobs
+from storage.outbox import Outbox
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecord, JobRecord
 from storage.repositories import Adapters, Bases, Datasets
 from storage.states import ACTIVE, OPEN
@@ -36,10 +37,14 @@ from studio.datasets.reading import Limits, pasted_suffix
 from studio.datasets.rendering import render
 from studio.errors import DatabaseUnavailable, InvalidInput, NotFound
 from studio.jobs.checkpoints import Checkpoints
+from studio.jobs.cluster import RayCluster
 from studio.jobs.process import LocalExecutor
 from studio.jobs.queue import Queue, training_config
+from studio.jobs.ray import RayExecutor, RayPlan
+from studio.jobs.shared import Shared
 from studio.jobs.supervisor import Supervisor, attempt_log
 from studio.jobs.sweep import Axes, plan
+from studio.jobs.webhook import Webhook
 from studio.jobs.worker import Worker
 from studio.room import Room
 from studio.settings import Settings
@@ -95,7 +100,7 @@ class Studio:
         for folder in ("datasets", "adapters", "bases", "exports"):
             files.sweep_partials(home / folder, STALE_S, time.time())
         self._database = Database(settings.url, DatabaseUnavailable)
-        jobs, bases, datasets = Jobs(self._database), Bases(self._database), Datasets(self._database)
+        jobs, bases, datasets = Jobs(self._database, bool(settings.webhook_url)), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
         self.watching = Watching(self._database)
         self._longest_rows: dict[tuple[str, str], int] = {}
@@ -107,9 +112,12 @@ class Studio:
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
         self.chat = Chat(self.bases, self.adapters, settings.quantization, settings.slots, settings.max_batch)
-        self.supervisor = Supervisor(jobs, bases, checkpoints, LocalExecutor(), settings)
-        room = Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
-        self.worker = Worker(jobs, self.supervisor, settings, self.devices, room)
+        cluster = _cluster(settings) if settings.executor == "ray" else None
+        self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
+        room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
+        self.outbox = Outbox(self._database)
+        webhook = Webhook(self.outbox, settings.webhook_url, settings.webhook_secret.get_secret_value()) if settings.webhook_url else None
+        self.worker = Worker(jobs, self.supervisor, settings, cluster.slots if cluster else self.devices, room, webhook)
         self.datasets.add_samples()
 
     def close(self) -> None:
@@ -448,6 +456,12 @@ class Studio:
             held=self.queue.state().held,
             ended=self.queue.over(limit=ENDED),
         )
+
+
+def _cluster(settings: Settings) -> RayExecutor:
+    plan = RayPlan(settings.ray_gpus, settings.ray_jobs, settings.ray_command, settings.ray_silence_s)
+    cluster = RayCluster(settings.ray_address, settings.ray_token.get_secret_value())
+    return RayExecutor(cluster, Shared(settings.shared_url), plan)
 
 
 def _free_mb(devices: Sequence[str]) -> int:

@@ -9,14 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from studio.errors import InvalidInput
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+# What a subprocess that trains or reads a file has no use for.
+SECRETS = ("RAY_AUTH_TOKEN", "STUDIO_RAY_TOKEN", "STUDIO_WEBHOOK_URL", "STUDIO_WEBHOOK_SECRET", "STUDIO_DATABASE_URL")
 STARTER_BASE = "SmolLM2-135M-Instruct"
 
 
@@ -44,6 +47,18 @@ class Settings(BaseSettings):
     lease_s: float = Field(15.0, gt=0, description="a job whose worker is silent for longer is given to another")
     max_losses: int = Field(3, ge=1, description="a job whose worker dies this many times has failed")
     memory_limit_mb: int = Field(0, ge=0, description="memory that a training may take, in MB; 0 means what is free when it starts")
+    webhook_url: str = Field("", repr=False, description="address that is told when a job is over or paused; empty tells nobody")
+    webhook_secret: SecretStr = Field(SecretStr(""), description="signs what the webhook is told")
+    executor: Literal["local", "ray"] = Field("local", description="where trainings run: on this machine, or on a Ray cluster")
+    ray_address: str = Field("", repr=False, description="address of the Ray cluster's dashboard, such as http://10.0.0.5:8265")
+    ray_token: SecretStr = Field(SecretStr(""), description="the cluster's token; RAY_AUTH_TOKEN where left out")
+    ray_jobs: int = Field(1, ge=1, le=1024, description="trainings at the same time on the cluster")
+    ray_gpus: int = Field(1, ge=0, le=64, description="GPUs that each process of a training asks Ray for; 0 on a cluster of CPUs")
+    ray_command: str = Field(
+        "python -m studio.jobs.remote", min_length=1, description="starts the studio's program on a machine of the cluster"
+    )
+    ray_silence_s: float = Field(30.0, ge=3, description="a training that gives no sign of life for longer is given to another machine")
+    shared_url: str = Field("", repr=False, description="folder or fsspec address that the studio and the cluster's machines share")
     log_level: LogLevel = Field("INFO", description="how much is logged to stderr")
 
     @model_validator(mode="after")
@@ -54,10 +69,50 @@ class Settings(BaseSettings):
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         return self
 
+    @model_validator(mode="after")
+    def _check_the_webhook(self) -> Self:
+        if self.webhook_url and not _is_web_address(self.webhook_url):  # it may hold a secret, so it is not repeated
+            raise InvalidInput(
+                "The environment variable STUDIO_WEBHOOK_URL should be an address such as https://example.org/hook. Change or unset it."
+            )
+        if self.webhook_url and not self.webhook_secret.get_secret_value():
+            raise InvalidInput(
+                "STUDIO_WEBHOOK_URL is set, but nothing signs what is sent there. Set STUDIO_WEBHOOK_SECRET to a long random text too."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_the_cluster(self) -> Self:
+        object.__setattr__(self, "ray_token", SecretStr(self.ray_token.get_secret_value() or os.environ.get("RAY_AUTH_TOKEN", "")))
+        if self.executor != "ray":
+            return self
+        if not _is_web_address(self.ray_address):
+            raise InvalidInput("STUDIO_EXECUTOR is ray, so STUDIO_RAY_ADDRESS should name its dashboard, such as http://10.0.0.5:8265.")
+        if not self.ray_token.get_secret_value():
+            raise InvalidInput(
+                "STUDIO_EXECUTOR is ray, but there is no token. Start the cluster with RAY_AUTH_MODE=token, and set STUDIO_RAY_TOKEN to "
+                "the same token."
+            )
+        if not self.shared_url or "@" in self.shared_url.partition("://")[2].partition("/")[0]:
+            raise InvalidInput(
+                "STUDIO_EXECUTOR is ray, so STUDIO_SHARED_URL should name a folder that all machines see, or object storage such as "
+                "s3://bucket/studio, without a password in it."
+            )
+        return self
+
     @property
     def url(self) -> str:
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.home / 'studio.db'}"
+
+
+def _is_web_address(text: str) -> bool:
+    """Whether a text is an address of http or https with a host."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not any(map(str.isspace, text))
+    except ValueError:
+        return False
 
 
 def _platform_port() -> int:
@@ -111,7 +166,7 @@ def command_environment(gpus: Sequence[int] = (), threads: int = 0) -> dict[str,
     return {
         "GOMP_SPINCOUNT": "10000",
         **keep,
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in SECRETS},
         **({"CUDA_VISIBLE_DEVICES": ",".join(ours[gpu] for gpu in gpus)} if gpus else {}),
         **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         "PYTHONUNBUFFERED": "1",

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from studio.errors import StudioError
 from studio.training.control import Wish
 from studio.training.run import JobSpec
 
 Event = tuple[float, str, dict[str, Any]]  # (time, kind, data), as `studio.training.events` has them
+
+
+class Lost(StudioError):
+    """An attempt is gone through no fault of its job, which may be tried again. The message says what was lost, in a sentence."""
+
+    cause = "lost"
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,11 @@ class Run(Protocol):
     """A submitted attempt."""
 
     def status(self, timeout_s: float) -> int | None:
-        """The exit status once the attempt has ended and everything that it said is there, else None after `timeout_s`."""
+        """The exit status once the attempt has ended and everything that it said is there, else None after `timeout_s`.
+
+        Raises:
+            Lost: nobody hears of the attempt any more.
+        """
 
     def events(self) -> list[Event]:
         """Events that came since the last call."""

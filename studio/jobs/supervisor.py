@@ -19,7 +19,7 @@ from storage.states import CANCELLED, CANCELLING, FAILED, PAUSED, PAUSING, QUEUE
 from studio.errors import StudioError
 from studio.jobs.attempt import Attempt
 from studio.jobs.checkpoints import Checkpoints
-from studio.jobs.executor import Executor, Launch
+from studio.jobs.executor import Executor, Launch, Lost
 from studio.jobs.queue import training_config
 from studio.lora.files import adapter_sha256
 from studio.settings import Settings
@@ -76,6 +76,8 @@ class Supervisor:
             status = attempt.watch(stopping)
             self.executor.end_left(job.id, job.attempt)  # what it may have left behind
             attempt.patiently(lambda: self._end(attempt, base, status, stopping.is_set()), stopping)
+        except Lost as lost:
+            self.jobs.lose(job, str(lost).rstrip("."), time.time(), self.settings.max_losses)
         finally:
             run.stop()
             run.close()

@@ -37,12 +37,23 @@ class Room(Protocol):
         """Asked again and again, to put right what an earlier answer needed and nothing needs any more."""
 
 
+class Teller(Protocol):
+    """Who tells others what jobs have come to, while the worker works."""
+
+    def start(self) -> None:
+        """Begin; what tells already goes on."""
+
+    def stop(self) -> None:
+        """End soon."""
+
+
 class Worker:
     """Runs jobs, one on each free device slot.
 
     Args:
         jobs: the queue. supervisor: sees an attempt through. settings: home, leases and limits.
         devices: names those of this machine; asked when the work begins. room: asked whether a job may start.
+        teller: works beside it.
     """
 
     def __init__(
@@ -52,8 +63,9 @@ class Worker:
         settings: Settings,
         devices: Callable[[], tuple[str, ...]],
         room: Room,
+        teller: Teller | None = None,
     ) -> None:
-        self.jobs, self.supervisor, self.settings, self.room = jobs, supervisor, settings, room
+        self.jobs, self.supervisor, self.settings, self.room, self.teller = jobs, supervisor, settings, room, teller
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{files.new_id()[:6]}"
         self.leases = Leases(settings.home / "jobs" / "workers", self.owner, settings.lease_s)
         self._is_held = False
@@ -82,6 +94,8 @@ class Worker:
 
     def run(self) -> None:
         """Claim and run jobs until `stop`."""
+        if self.teller is not None:
+            self.teller.start()
         troubled = False  # one message for the database's absence, however long it is
         while not self._stopping.is_set():
             try:
@@ -136,6 +150,8 @@ class Worker:
         for thread in self._running:
             thread.join(max(0.0, until - time.monotonic()))
         self.leases.release()
+        if self.teller is not None:
+            self.teller.stop()
 
     @property
     def slots(self) -> Slots:

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 
 from storage.database import Database
@@ -13,6 +15,13 @@ from storage.jobs import Jobs
 from storage.repositories import Adapters, Bases, Datasets
 from storage.tables import Table
 from tests.records import ADAPTER, BASE, DATASET, HOSTILE, job
+
+
+def test_the_migrations_make_the_tables_that_the_code_has(database: Database) -> None:
+    # Alembic cannot compare an index with DESC on SQLite.
+    options = {"include_object": lambda item, name, *others: name != "job_order", "compare_type": True}
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), Table.metadata) == []
 
 
 def test_a_write_that_fails_is_rolled_back_whole(database: Database) -> None:

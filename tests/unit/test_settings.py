@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from studio.errors import InvalidInput
 from studio.settings import STARTER_BASE, Settings, command_environment, load_settings
@@ -57,6 +58,10 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("lease_s", "4", 4.0),
         ("max_losses", "1", 1),
         ("memory_limit_mb", "4096", 4096),
+        ("jobs_per_device", "2", 2),
+        ("sharing", "wait", "wait"),
+        ("webhook_url", "", ""),
+        ("webhook_secret", "x", SecretStr("x")),
         ("log_level", "DEBUG", "DEBUG"),
     ],
 )
@@ -127,3 +132,24 @@ def test_settings_do_not_change_and_unknown_variables_do_not_matter(monkeypatch:
 def test_a_command_finds_the_same_packages_and_speaks_line_by_line() -> None:
     environment = command_environment()
     assert environment["PYTHONUNBUFFERED"] == "1" and str(Path(__file__).parent.parent.parent) in environment["PYTHONPATH"]
+
+
+@pytest.mark.parametrize(
+    "url", ["example.com/a", "ftp://example.com", "https://?a=1", "http://exa mple.org", "http://[::1", "http://x:99999"]
+)
+def test_a_webhook_has_an_address_which_is_not_repeated_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("STUDIO_WEBHOOK_SECRET", "geheim")
+    monkeypatch.setenv("STUDIO_WEBHOOK_URL", url)
+    assert "such as https://example.org/hook" in refusal() and url not in refusal() and "geheim" not in refusal()
+
+
+def test_a_webhook_needs_a_secret_which_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDIO_WEBHOOK_URL", "https://example.org/token")
+    assert "STUDIO_WEBHOOK_SECRET" in refusal()
+    monkeypatch.setenv("STUDIO_WEBHOOK_SECRET", "geheim")
+    settings = load_settings()
+    assert (
+        settings.webhook_secret.get_secret_value() == "geheim"
+        and "geheim" not in f"{settings!r}{settings}"
+        and "token" not in repr(settings)
+    )
