@@ -262,6 +262,11 @@ class Jobs:
             if state == FAILED:
                 _count_failure(session)
 
+    def write_nothing(self) -> None:
+        """Take the writer's place and give it back. Raises the database's absence, also where others write for too long."""
+        with self.database.write() as session:
+            session.connection()
+
     def requeue_lost(self, now: float, gone: Sequence[LeaseRecord], max_losses: int) -> list[JobRecord]:
         """Take jobs from workers that are gone, and decide where each goes. A lease that was renewed meanwhile stays.
 
