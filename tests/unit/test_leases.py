@@ -71,7 +71,7 @@ def test_where_nobody_can_write_nobody_is_silent(leases: Leases, clock: Clock) -
         raise DatabaseUnavailable("locked")
 
     leases.write = refuse
-    assert watched(leases, clock, 4.0, lease(5.0)) == []
+    assert watched(leases, clock, 4.5, lease(5.0)) == []
     for _ in range(20):
         clock.now += 0.5
         with pytest.raises(DatabaseUnavailable):
