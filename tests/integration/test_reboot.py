@@ -5,6 +5,7 @@ Workers are the real command, trainings the real ones, on the tiny base.
 
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from tests.jobs import WEIGHTS, Forks, Job
 from tests.tiny import make_model
 from tests.trainers import Events, same, state, trainer
 
-OPTIONS = {"quantization": "fp32", "rank": 4, "max_steps": 60, "dropout": 0.1, "neftune": 5.0, "held_out": 0.1, "eval_steps": 20}
+OPTIONS = {"quantization": "fp32", "rank": 4, "max_steps": 12, "dropout": 0.1, "neftune": 5.0, "held_out": 0.1, "eval_steps": 6}
+LONG_S = 300
 
 
 def step_of(studio: Studio, job: JobRecord) -> int:
@@ -36,17 +38,36 @@ def kill_all(worker: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(family[1:], 10)
 
 
-def test_a_job_that_was_paused_before_a_reboot_ends_with_the_same_bytes(studio: Studio) -> None:
+Starter = Callable[[], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def begin(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
+    """Starts the worker's command; in the end none is left."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def one() -> "subprocess.Popen[bytes]":
+        started.append(start(studio, "-m", "studio", "worker"))
+        return started[-1]
+
+    yield one
+    for worker in started:
+        if worker.poll() is None:
+            kill_all(worker)
+
+
+def test_a_job_that_was_paused_before_a_reboot_ends_with_the_same_bytes(studio: Studio, begin: Starter) -> None:
     quiet = studio.train("Angry bird", "quiet", overrides=OPTIONS)
-    worker = start(studio, "-m", "studio", "worker")
-    wait_for(lambda: studio.queue.get(quiet.id).state == "done", 120)
+    worker = begin()
+    wait_for(lambda: studio.queue.get(quiet.id).state == "done", LONG_S)
     paused = studio.train("Angry bird", "paused", overrides={**OPTIONS, "checkpoint_every_s": 3600})
     early = studio.train("Angry bird", "early", overrides=OPTIONS)
-    wait_for(lambda: step_of(studio, paused) >= 3)
+    wait_for(lambda: step_of(studio, paused) >= 2, LONG_S)
     studio.queue.pause(paused.id)
     found = wait_for(lambda: studio.queue.get(paused.id).state == "paused" and studio.queue.get(paused.id))
     step = studio.queue.resume_step(paused.id)
-    assert isinstance(found, JobRecord) and step and 3 <= step < 60 and found.reason == f"Paused at step {step}."
+    assert isinstance(found, JobRecord) and step and 2 <= step < 12 and found.reason == f"Paused at step {step}."
     # The next one is paused while it loads, before it has made a step.
     wait_for(lambda: studio.queue.get(early.id).state == "starting")
     studio.queue.pause(early.id)
@@ -55,8 +76,8 @@ def test_a_job_that_was_paused_before_a_reboot_ends_with_the_same_bytes(studio: 
     kill_all(worker)
     studio.queue.resume(paused.id)
     assert studio.queue.cancel(early.id).state == "cancelled"  # what is paused can be cancelled
-    worker = start(studio, "-m", "studio", "worker")
-    wait_for(lambda: studio.queue.get(paused.id).state == "done", 120)
+    worker = begin()
+    wait_for(lambda: studio.queue.get(paused.id).state == "done", LONG_S)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(30) == 0
     done = studio.queue.get(paused.id)
@@ -66,20 +87,21 @@ def test_a_job_that_was_paused_before_a_reboot_ends_with_the_same_bytes(studio: 
     assert {a.name for a in studio.adapters.all()} == {"paused", "quiet"}
 
 
-def test_two_processes_are_paused_together_and_go_on(tmp_path: Path, tiny_base: Path) -> None:
+def test_two_processes_are_paused_together_and_go_on(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     studio = Studio(tiny_settings(tmp_path / "home"))
     studio.bases.fetch(str(tiny_base))
     try:
-        job = studio.train("Angry bird", "pair", overrides={**OPTIONS, "neftune": 0.0, "devices": 2, "max_steps": 40})
+        job = studio.train("Angry bird", "pair", overrides={**OPTIONS, "neftune": 0.0, "devices": 2, "max_steps": 12})
         studio.worker.start()
-        wait_for(lambda: step_of(studio, job) >= 3, 180)
+        wait_for(lambda: step_of(studio, job) >= 2, LONG_S)
         studio.queue.pause(job.id)
         wait_for(lambda: studio.queue.get(job.id).state == "paused")
         step = studio.queue.resume_step(job.id)
-        assert step and step >= 3
+        assert step and step >= 2
         assert len(studio.queue.events(job.id, kinds=("paused",))) == 1  # one speaks for both
         studio.queue.resume(job.id)
-        wait_for(lambda: studio.queue.get(job.id).state == "done", 180)
+        wait_for(lambda: studio.queue.get(job.id).state == "done", LONG_S)
         assert studio.queue.get(job.id).result["resumed_from_step"] == step
     finally:
         studio.close()
