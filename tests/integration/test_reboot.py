@@ -65,11 +65,11 @@ def test_a_job_that_was_paused_before_a_reboot_ends_with_the_same_bytes(studio: 
     early = studio.train("Angry bird", "early", overrides=OPTIONS)
     wait_for(lambda: step_of(studio, paused) >= 2, LONG_S)
     studio.queue.pause(paused.id)
-    found = wait_for(lambda: studio.queue.get(paused.id).state == "paused" and studio.queue.get(paused.id))
+    found = wait_for(lambda: studio.queue.get(paused.id).state == "paused" and studio.queue.get(paused.id), LONG_S)
     step = studio.queue.resume_step(paused.id)
     assert isinstance(found, JobRecord) and step and 2 <= step < 12 and found.reason == f"Paused at step {step}."
     # The next one is paused while it loads, before it has made a step.
-    wait_for(lambda: studio.queue.get(early.id).state == "starting")
+    wait_for(lambda: studio.queue.get(early.id).state in ("starting", "running"), LONG_S)
     studio.queue.pause(early.id)
     wait_for(lambda: studio.queue.get(early.id).state == "paused")
     assert studio.queue.get(early.id).reason == "Paused before the first checkpoint."
