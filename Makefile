@@ -24,8 +24,9 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit
 
-soak: $(VENV)/.dev  ## kill trainings ten times each, in every kind of adapter; upload a million broken files; an hour or so
-	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py tests/integration/test_upload_fuzz.py
+soak: $(VENV)/.dev  ## kill trainings ten times each, and workers at random; upload a million broken files; an hour or so
+	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py \
+		tests/integration/test_upload_fuzz.py tests/integration/test_chaos.py
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -35,6 +36,7 @@ bench: bench-training  ## JSON, one line a benchmark
 	$(BIN)/python -m tests.bench.chat
 	$(BIN)/python -m tests.bench.datasets
 	$(BIN)/python -m tests.bench.report
+	$(BIN)/python -m tests.bench.jobs
 
 bench-training: $(VENV)/.dev base  ## training against TRL, which gets an environment of its own, once
 	$(BIN)/python -m tests.bench.training

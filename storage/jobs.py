@@ -25,8 +25,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
+from storage import statements as sql
 from storage.database import Database
 from storage.errors import DuplicateName, LeaseLost, RecordNotFound
 from storage.outbox import announce
@@ -43,8 +44,6 @@ from storage.states import (
     PAUSING,
     QUEUED,
     READY,
-    RUNNING,
-    STARTING,
     WAITING,
     sources,
 )
@@ -133,10 +132,10 @@ class Jobs:
             LeaseLost: the job is another worker's now.
         """
         with self.database.read() as session:
-            found = session.scalar(select(JobRow.state).where(_fence(job)))
+            found = session.connection().scalar(sql.STATE, _held(job))
         if found is None:
             raise LeaseLost(job.id)
-        return found
+        return str(found)
 
     def attempts(self, job_id: str) -> list[AttemptRecord]:
         """Every time that a worker held the job, the first one first."""
@@ -154,9 +153,8 @@ class Jobs:
 
     def leases(self) -> list[LeaseRecord]:
         """What workers hold."""
-        query = select(JobRow.id, JobRow.attempt, JobRow.lease_owner, JobRow.lease_until).where(_of(IS_HELD), JobRow.state.in_(ACTIVE))
         with self.database.read() as session:
-            return [LeaseRecord(*row) for row in session.execute(query)]
+            return [LeaseRecord(*row) for row in session.connection().execute(sql.LEASES)]
 
     def abandoned(self, adapter_ids: Collection[str]) -> list[str]:
         """Those adapters of jobs that failed or were cancelled which are no records."""
@@ -178,35 +176,25 @@ class Jobs:
 
     def head(self) -> JobRecord | None:
         """The job whose turn it is: the first in order that waits for no other; None also where the queue is held."""
-        found = self._records(_in_order(select(JobRow).where(_of(IS_READY), _is_free())).limit(1))
-        return found[0] if found else None
+        with self.database.read() as session:
+            row = session.connection().execute(sql.HEAD).first()
+        return _job(row) if row is not None else None
 
     def claim(self, owner: str, now: float, lease_s: float, job_id: str = "", device: str = "") -> JobRecord | None:
         """Take a job under a lease, the first in order where none is named; None where there is none to take.
 
         One statement finds and takes it, so no two workers win.
         """
-        wanted: Any = job_id
-        if not job_id:
-            first = _in_order(select(JobRow.id).where(_of(IS_READY), _is_free())).limit(1)
-            wanted = first.with_for_update(skip_locked=True).scalar_subquery()
-        taken = {
-            "attempt": JobRow.attempt + 1,
-            "lease_owner": owner,
-            "lease_until": now + lease_s,
-            "started_at": now,
-            "finished_at": None,
-            "progress": {},
-            "reason": "",
-            "cause": "",
-            "device": device,
-        }
+        taken = {"owner": owner, "until": now + lease_s, "now": now, "on_device": device}
         with self.database.write() as session:
-            row = session.scalar(_move(STARTING, JobRow.id == wanted, _is_free()).values(taken).returning(JobRow))
+            connection = session.connection()
+            row = connection.execute(sql.CLAIM if job_id else sql.CLAIM_FIRST, taken | ({"of_job": job_id} if job_id else {})).first()
             if row is None:
                 return None
-            session.add(AttemptRow(job_id=row.id, number=row.attempt, owner=owner, device=device, started_at=now))
-            return to_record(JobRecord, row)
+            job = _job(row)
+            attempt = AttemptRecord(job.id, job.attempt, owner, device, now)
+            connection.execute(sql.BEGIN_ATTEMPT, vars(attempt))
+        return job
 
     def wait(self, job_id: str, reason: str) -> None:
         """Say why a job does not start though its turn has come; it stays first in order."""
@@ -220,8 +208,10 @@ class Jobs:
             LeaseLost: the job is another worker's now.
         """
         with self.database.write() as session:
-            session.execute(_move(RUNNING, _fence(job)))
-            self._check(session, job)
+            connection = session.connection()
+            connection.execute(sql.RUN, _held(job))
+            if connection.scalar(sql.STATE, _held(job)) is None:
+                raise LeaseLost(job.id)
 
     def renew(self, job: JobRecord, now: float, lease_s: float) -> None:
         """Extend the lease.
@@ -230,7 +220,7 @@ class Jobs:
             LeaseLost: the job is another worker's now.
         """
         with self.database.write() as session:
-            _demand(session.execute(update(JobRow).where(_fence(job)).values(lease_until=now + lease_s)), job)
+            _demand(session.connection().execute(sql.RENEW, _held(job) | {"until": now + lease_s}), job)
 
     def record(self, job: JobRecord, events: list[Event], progress: dict[str, Any]) -> None:
         """Store events of the attempt, and the newest progress.
@@ -239,8 +229,11 @@ class Jobs:
             LeaseLost: the job is another worker's now.
         """
         with self.database.write() as session:
-            _demand(session.execute(update(JobRow).where(_fence(job)).values(progress=progress)), job)
-            session.add_all(EventRow(job_id=job.id, attempt=job.attempt, at=at, kind=kind, data=data) for at, kind, data in events)
+            connection = session.connection()
+            _demand(connection.execute(sql.RECORD, _held(job) | {"newest": progress}), job)
+            rows = [{"job_id": job.id, "attempt": job.attempt, "at": at, "kind": kind, "data": data} for at, kind, data in events]
+            if rows:
+                connection.execute(sql.ADD_EVENT, rows)
 
     def finish(self, job: JobRecord, adapter: AdapterRecord, result: dict[str, Any], now: float) -> None:
         """End the job as done and make its adapter appear, in one transaction.
@@ -250,11 +243,11 @@ class Jobs:
         """
         try:
             with self.database.write() as session:
-                done = _move(DONE, _fence(job)).values(result=result, finished_at=now, lease_owner="", reason="")
-                _demand(session.execute(done), job)
-                _end_attempt(session, job.id, job.attempt, DONE, "", now)
-                session.execute(update(QueueRow).where(QueueRow.failures > 0).values(failures=0))
-                session.add(AdapterRow(**asdict(adapter)))
+                connection, held = session.connection(), _held(job)
+                _demand(connection.execute(sql.FINISH, held | {"measured": result, "now": now}), job)
+                connection.execute(sql.END_ATTEMPT, held | {"state": DONE, "why": "", "now": now})
+                connection.execute(sql.FORGET_FAILURES)
+                connection.execute(sql.ADD_ADAPTER, vars(adapter))
                 self._announce(session, job.id, now)
         except IntegrityError:
             raise DuplicateName(adapter.name) from None
@@ -275,6 +268,11 @@ class Jobs:
             if state == FAILED:
                 _count_failure(session)
             self._announce(session, job.id, now)
+
+    def write_nothing(self) -> None:
+        """Take the writer's place and give it back. Raises the database's absence, also where others write for too long."""
+        with self.database.write() as session:
+            session.connection()
 
     def requeue_lost(self, now: float, gone: Sequence[LeaseRecord], max_losses: int) -> list[JobRecord]:
         """Take jobs from workers that are gone, and decide where each goes. A lease that was renewed meanwhile stays.
@@ -313,11 +311,6 @@ class Jobs:
     def _announce(self, session: Session, job_id: str, now: float | None = None) -> None:
         if self.notifying:
             announce(session, job_id, now)
-
-    @staticmethod
-    def _check(session: Session, job: JobRecord) -> None:
-        if session.scalar(select(JobRow.id).where(_fence(job))) is None:
-            raise LeaseLost(job.id)
 
     # What people do. Each returns the job as it is afterwards, or None where its state does not allow the move.
 
@@ -427,13 +420,6 @@ def _of(states: str) -> ColumnElement[bool]:
     return literal_column(states)
 
 
-def _is_free() -> ColumnElement[bool]:
-    """The queue is not held, and the job that this one runs after is done (or gone)."""
-    other = aliased(JobRow)
-    blocked = exists().where(other.id == JobRow.after, other.state != DONE)
-    return and_(~exists().where(QueueRow.held), or_(JobRow.after == "", ~blocked))
-
-
 def _in_order(query: Select[Any], backwards: bool = False) -> Select[Any]:
     if backwards:
         return query.order_by(JobRow.priority, JobRow.position.desc(), JobRow.id.desc())
@@ -444,6 +430,15 @@ def _end(session: Session) -> float:
     """The last position of a job that is not over."""
     ends = (session.scalar(select(func.max(JobRow.position)).where(_of(states))) for states in (IS_READY, IS_HELD))
     return max((end for end in ends if end is not None), default=0.0)
+
+
+def _job(row: Any) -> JobRecord:
+    return JobRecord(**row._mapping)
+
+
+def _held(job: JobRecord) -> dict[str, Any]:
+    """The parameters of the fence."""
+    return {"of_job": job.id, "of_owner": job.lease_owner, "of_attempt": job.attempt}
 
 
 def _fence(job: JobRecord) -> ColumnElement[bool]:
@@ -461,8 +456,8 @@ def _finished(state: str, now: float) -> float | None:
 
 
 def _end_attempt(session: Session, job_id: str, number: int, ended: str, reason: str, now: float) -> None:
-    this = update(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.number == number)
-    session.execute(this.values(ended=ended, reason=reason, finished_at=now))
+    values = {"of_job": job_id, "of_attempt": number, "state": ended, "why": reason, "now": now}
+    session.connection().execute(sql.END_ATTEMPT, values)
 
 
 def _count_failure(session: Session) -> None:

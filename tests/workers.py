@@ -11,6 +11,8 @@ from pathlib import Path
 from studio.settings import Settings
 from tests.conftest import ROOT
 
+RUN = "CHAOS_OF"  # names the test run in the environment of all that it starts, since others may test on the same machine
+os.environ.setdefault(RUN, f"{os.getpid()}-{time.time()}")
 STUB = ("-m", "tests.stub_trainer")
 
 

@@ -41,7 +41,7 @@ class Run(Protocol):
     """A submitted attempt."""
 
     def status(self, timeout_s: float) -> int | None:
-        """The exit status once the attempt has ended and everything that it said is there, else None after `timeout_s`.
+        """The exit status once the attempt and all that it started has ended and what it said is there, else None after `timeout_s`.
 
         Raises:
             Lost: nobody hears of the attempt any more.
@@ -73,5 +73,5 @@ class Executor(Protocol):
             OSError: it could not be started here. StudioError: in words for the user.
         """
 
-    def end_left(self, job_id: str, attempt: int) -> None:
-        """End what may still run of a job's attempts up to this one, whoever started them."""
+    def end_left(self, folder: Path, attempt: int) -> None:
+        """End what may still run of the attempts up to this one of the job in a folder, whoever started them."""

@@ -2,7 +2,8 @@
 
 A worker shows in two ways that it lives. It holds a locked file, which the system frees when it dies, so that its neighbours on
 the same machine know at once. And each renewal writes another `lease_until`: a lease whose value stays the same for `lease_s` of
-the observer's own monotonic clock is over. The value itself is never compared with a time: clocks of two machines differ, and one
+the observer's own monotonic clock, and then for half of it after the observer itself could write, is over: where nobody can
+write, nobody can renew. The value itself is never compared with a time: clocks of two machines differ, and one
 that jumps would declare every lease over, or none.
 """
 
@@ -25,15 +26,19 @@ class Leases:
 
     Args:
         folder: holds the locked files of all workers on one home. owner: host:pid:random, of this worker.
-        lease_s: how long a lease may stay as it is. clock: in seconds, never set back or forth.
+        lease_s: how long a lease may stay as it is. write: raises where the database takes no writer.
+        clock: in seconds, never set back or forth.
     """
 
-    def __init__(self, folder: Path, owner: str, lease_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: Path, owner: str, lease_s: float, write: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.owner, self.lease_s = folder, owner, lease_s
+        self.folder, self.owner, self.lease_s, self.write = folder, owner, lease_s, write
         self._clock = clock
         self._lock = FileLock(self._path(owner), thread_local=False)
         self._seen: dict[LeaseRecord, float] = {}
+        self._wrote: dict[LeaseRecord, float] = {}  # since they are silent
         self._looked = float("-inf")
 
     def hold(self, held: Sequence[LeaseRecord]) -> None:
@@ -51,7 +56,11 @@ class Leases:
             self._lock.release()
 
     def over(self, held: Sequence[LeaseRecord]) -> list[LeaseRecord]:
-        """Those of the leases whose worker is dead, or has been silent for too long; to be asked several times a second."""
+        """Those of the leases whose worker is dead, or has been silent for too long; to be asked several times a second.
+
+        Raises:
+            DatabaseUnavailable: somebody is silent, but the database takes no writer.
+        """
         now = self._clock()
         if now - self._looked > self.lease_s / 2:
             # We slept, or the database was away: then its workers could not renew either. What was not watched does not count.
@@ -59,7 +68,17 @@ class Leases:
         self._looked = now
         self._seen = {lease: self._seen.get(lease, now) for lease in held}
         dead = {owner for owner in {lease.owner for lease in held} if self._is_dead(owner)}
-        return [lease for lease in held if lease.owner in dead or now - self._seen[lease] > self.lease_s]
+        silent = self._silent(now)
+        return [lease for lease in held if lease.owner in dead or lease in silent]
+
+    def _silent(self, now: float) -> list[LeaseRecord]:
+        suspects = [lease for lease, since in self._seen.items() if now - since > self.lease_s]
+        self._wrote = {lease: since for lease, since in self._wrote.items() if lease in suspects}
+        if len(self._wrote) < len(suspects):
+            self.write()
+            wrote = self._clock()
+            self._wrote = {lease: self._wrote.get(lease, wrote) for lease in suspects}
+        return [lease for lease in suspects if now - self._wrote[lease] > self.lease_s / 2]
 
     def _is_dead(self, owner: str) -> bool:
         """Whether it is a worker of this machine whose file nobody holds; a locked file says nothing about other machines."""

@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import orjson
 import psutil
@@ -45,16 +47,9 @@ class LocalExecutor:
         files.write_file(job_file, orjson.dumps(asdict(launch.spec), option=orjson.OPT_INDENT_2))
         return TrainingProcess([*_launcher(launch.processes), *self.command, str(job_file)], launch)
 
-    def end_left(self, job_id: str, attempt: int) -> None:
+    def end_left(self, folder: Path, attempt: int) -> None:
         """Kill what is left on this machine of a job's attempts up to this one, and wait until it is gone."""
-        killed = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile, or is another person's
-                job, _, number = process.environ().get(MARK, "").rpartition(":")
-                if job == job_id and int(number) <= attempt:
-                    process.kill()
-                    killed.append(process)
-        psutil.wait_procs(killed, READ_S)
+        _end_marked(folder, attempt)
 
 
 class TrainingProcess:
@@ -67,7 +62,7 @@ class TrainingProcess:
     def __init__(self, command: list[str], launch: Launch) -> None:
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._control = Control(launch.folder, launch.spec.attempt)
-        self._ended = False
+        self._launch, self._ended = launch, False
         self._watched: dict[int, psutil.Process] = {}
         self._log = launch.log.open("ab", buffering=0)
         try:
@@ -76,7 +71,7 @@ class TrainingProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env={**command_environment(_gpus(launch.devices), launch.threads), MARK: f"{launch.job_id}:{launch.spec.attempt}"},
+                env={**command_environment(_gpus(launch.devices), launch.threads), MARK: f"{launch.folder}:{launch.spec.attempt}"},
                 start_new_session=True,
             )
         except BaseException:
@@ -91,9 +86,9 @@ class TrainingProcess:
             status = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
-        if not self._ended:  # once, since the number may become another group's
+        if not self._ended:  # once; from here on its number may be another group's
             self._ended = True
-            self._signal(signal.SIGKILL)  # what it started may outlive it, and hold its output open
+            _end_marked(self._launch.folder, self._launch.spec.attempt)  # what it started may outlive it, and hold its output open
             self._reader.join(READ_S)
         return status
 
@@ -152,6 +147,27 @@ class TrainingProcess:
                 continue
             with contextlib.suppress(OSError, ValueError):  # the disk is full, or nobody watches any more; the process must not block
                 self._log.write(line)
+
+
+def _end_marked(folder: Path, attempt: int) -> None:
+    """Kill every process with the mark of a job's attempt up to this one, and wait until they are gone."""
+    killed: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile, or is another person's
+            job, _, number = process.environ().get(MARK, "").rpartition(":")
+            if job == str(folder) and int(number) <= attempt:
+                process.kill()
+                killed.append(process)
+    until = time.monotonic() + READ_S
+    while any(map(_runs, killed)) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it has not ended yet; it is not waited for, since whoever started it wants its status."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _launcher(processes: int) -> list[str]:

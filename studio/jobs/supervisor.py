@@ -60,7 +60,7 @@ class Supervisor:
         base = self._base(job)
         if base is None:
             return
-        self.executor.end_left(job.id, job.attempt)  # an earlier attempt's worker may have died, or sleep
+        self.executor.end_left(self.job_folder(job.id), job.attempt)  # an earlier attempt's worker may have died, or sleep
         self._sweep(job)
         if self.adapter_folder(job).exists():  # an earlier attempt died between its last two steps
             self._register(job, base)
@@ -74,7 +74,6 @@ class Supervisor:
         attempt = Attempt(self.jobs, job, run, self.settings.lease_s)
         try:
             status = attempt.watch(stopping)
-            self.executor.end_left(job.id, job.attempt)  # what it may have left behind
             attempt.patiently(lambda: self._end(attempt, base, status, stopping.is_set()), stopping)
         except Lost as lost:
             self.jobs.lose(job, str(lost).rstrip("."), time.time(), self.settings.max_losses)
@@ -84,7 +83,7 @@ class Supervisor:
 
     def clear_up(self, job: JobRecord) -> None:
         """Put away what the lost attempt of a job left on this machine. A job that was queued again may be another worker's by now."""
-        self.executor.end_left(job.id, job.attempt)
+        self.executor.end_left(self.job_folder(job.id), job.attempt)
         if job.state != QUEUED:
             self._sweep(job)
         if job.state in (CANCELLED, FAILED):  # a retry makes another adapter

@@ -67,7 +67,7 @@ class Worker:
     ) -> None:
         self.jobs, self.supervisor, self.settings, self.room, self.teller = jobs, supervisor, settings, room, teller
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{files.new_id()[:6]}"
-        self.leases = Leases(settings.home / "jobs" / "workers", self.owner, settings.lease_s)
+        self.leases = Leases(settings.home / "jobs" / "workers", self.owner, settings.lease_s, jobs.write_nothing)
         self._is_held = False
         self._devices = devices
         self._slots: Slots | None = None

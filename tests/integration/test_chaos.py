@@ -27,7 +27,7 @@ from studio.jobs.devices import Slots
 from studio.jobs.process import MARK
 from studio.settings import Settings
 from tests.records import BASE
-from tests.workers import Nursery
+from tests.workers import RUN, Nursery
 
 SOAK = bool(os.environ.get("STUDIO_SOAK"))
 SECONDS, COUNT, STEPS = (180.0, 300, (60, 360)) if SOAK else (9.0, 36, (8, 50))
@@ -232,7 +232,9 @@ def marked() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if MARK in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+            environment = process.environ()
+            ours = MARK in environment and environment.get(RUN) == os.environ[RUN]
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
