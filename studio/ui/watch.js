@@ -3,6 +3,7 @@
 const PACE_MS = 1000, HIDDEN_EVERY = 5, SETTLE_MS = 2500, SILENT_AFTER = 3;
 const address = new URL('changes', document.baseURI);
 const field = (id) => document.querySelector(`#${id} :is(input, textarea)`)?.value ?? '';
+const tab = () => document.querySelector('#tabs > .tab-wrapper [role="tab"][aria-selected="true"]')?.textContent.trim().toLowerCase() ?? '';
 let mark = '', settle = 0, skipped = 0, silent = 0, known = null, shown = null, wanted = null;
 
 const look = async () => {
@@ -20,7 +21,7 @@ const look = async () => {
   if (said !== mark || (settle && Date.now() > settle)) {
     settle = said !== mark ? Date.now() + SETTLE_MS : 0;  // once more, should the first answer have been overtaken by another
     mark = said;
-    trigger('act', {tab: field('opened')});
+    trigger('act', {tab: tab()});
   }
 };
 
@@ -38,19 +39,18 @@ const keepInStep = () => {
     if (document.title !== title) document.title = title;
     notify(JSON.parse(status.dataset.ended || '[]'));
   }
-  keepAddress(field('opened'), field('view'));
+  if (field('linked')) keepAddress(tab(), field('view'));  // not before the link that opened the page was followed
 };
 
-const keepAddress = (tab, view) => {
-  if (!tab) return;  // the link that opened the page was not followed yet
+const keepAddress = (opened, view) => {
   if (wanted && view !== wanted.view && Date.now() < wanted.until) return;
   wanted = null;
   const url = new URL(location.href);
-  url.searchParams.set('tab', tab);
-  if (tab !== 'chat') url.searchParams.delete('adapter');
-  if (tab === 'train' && view) url.searchParams.set('job', view); else url.searchParams.delete('job');
+  url.searchParams.set('tab', opened);
+  if (opened !== 'chat') url.searchParams.delete('adapter');
+  if (opened === 'train' && view) url.searchParams.set('job', view); else url.searchParams.delete('job');
   const href = url.href.replaceAll('%2C', ',');
-  if (href !== location.href) history[shown !== null && shown !== view && tab === 'train' ? 'pushState' : 'replaceState'](null, '', href);
+  if (href !== location.href) history[shown !== null && shown !== view && opened === 'train' ? 'pushState' : 'replaceState'](null, '', href);
   shown = view;
 };
 addEventListener('popstate', () => {

@@ -14,10 +14,19 @@ from studio.services import Studio
 from tests.browser.running import open_tab, running_app
 from tests.conftest import tiny_settings
 
+WAIT_MS = 30_000
 START_MS = 90_000
+CUT_OFF = ("AbortError", "Connection errored out")
 SMALL = {"quantization": "fp32", "rank": 2, "batch_size": 1, "max_length": 32, "checkpoint_every_s": 0.2, "held_out": 0.05}
 ENDLESS = {**SMALL, "max_steps": 100_000}
 EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> Iterator[None]:
+    expect.set_options(timeout=WAIT_MS)
+    yield
+    expect.set_options(timeout=5000)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +46,21 @@ def other(board_url: str, home: Path) -> Iterator[Studio]:
     studio = Studio(tiny_settings(home))
     yield studio
     studio.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose errors fail the test, but for those of requests that a reload cuts off."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    yield page
+    found = [error for error in errors if not any(words in error for words in CUT_OFF)]
+    context.close()
+    assert not found
 
 
 def submit(studio: Studio, name: str, **options: object) -> JobRecord:
@@ -90,9 +114,9 @@ def test_the_order_of_what_waits_is_changed_by_arrows_by_dragging_and_by_priorit
     expect(page.locator("#train-waiting .as-open")).to_have_text(["Auk", "Cow", "Bee"])
     row(page, jobs[1]).locator(".as-open").click()
     expect(page.locator("#job-head")).to_contain_text("place 3 in the queue")
-    page.get_by_label("Priority", exact=True).and_(page.locator("#job-head select")).select_option("high")
+    page.locator("#job-head").get_by_role("combobox", name="Priority").select_option("high")
     expect(page.locator("#job-head")).to_contain_text("next in the queue")
-    page.locator("#job-head select").nth(1).select_option(label="Auk")
+    page.locator("#job-head").get_by_role("combobox", name="Run after").select_option(label="Auk")
     expect(page.locator("#job-head")).to_contain_text("It runs after Auk.")
     page.get_by_role("button", name="All trainings").click()
     for job in jobs:
