@@ -45,6 +45,9 @@ const keepInStep = () => {
 const keepAddress = (opened, view) => {
   if (wanted && view !== wanted.view && Date.now() < wanted.until) return;
   wanted = null;
+  setAddress(opened, view);
+};
+const setAddress = (opened, view) => {
   const url = new URL(location.href);
   url.searchParams.set('tab', opened);
   if (opened !== 'chat') url.searchParams.delete('adapter');
@@ -53,9 +56,12 @@ const keepAddress = (opened, view) => {
   if (href !== location.href) history[shown !== null && shown !== view && opened === 'train' ? 'pushState' : 'replaceState'](null, '', href);
   shown = view;
 };
+const want = (view) => { wanted = {view, until: Date.now() + 5000}; };
+addEventListener('as-look', (event) => { want(event.detail); setAddress('train', event.detail); });  // a click that opens a training
 addEventListener('popstate', () => {
   const view = new URL(location.href).searchParams.get('job') || '';
-  wanted = {view, until: Date.now() + 3000};
+  want(view);
+  shown = view;
   trigger('go', {view});
 });
 
