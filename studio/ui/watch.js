@@ -67,7 +67,8 @@ addEventListener('popstate', () => {
 
 const inWords = (s) => s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min`;
 const keepClocks = () => document.querySelectorAll('time[data-since]').forEach((tag) => {
-  tag.textContent = inWords(Math.max(0, Math.round(Date.now() / 1000 - tag.dataset.since)));
+  const words = inWords(Math.max(0, Math.round(Date.now() / 1000 - tag.dataset.since)));
+  if (tag.textContent !== words) tag.textContent = words;
 });
 
 const notify = (ended) => {
@@ -81,9 +82,12 @@ const notify = (ended) => {
   }
 };
 const wishes = () => 'Notification' in window && Notification.permission === 'granted' && localStorage.getItem('as-notify') === 'on';
-const showWish = () => {
-  document.documentElement.classList.toggle('as-notified', wishes());
-  document.querySelectorAll('[data-notify]').forEach((button) => button.setAttribute('aria-pressed', String(wishes())));
+const showWish = () => {  // nothing is written that stands there already: each write makes the browser match its styles again
+  const on = wishes(), root = document.documentElement.classList;
+  if (root.contains('as-notified') !== on) root.toggle('as-notified', on);
+  for (const button of document.querySelectorAll('[data-notify]')) {
+    if (button.getAttribute('aria-pressed') !== String(on)) button.setAttribute('aria-pressed', String(on));
+  }
 };
 document.addEventListener('click', async (event) => {
   if (!event.target.closest('[data-notify]')) return;
