@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 KEEP_FILES_S = 24 * 3600
 FRESH_S = 0.4
+LINKED = "yes"  # the link that opened the page was followed
 MOST_VIEW = 300  # characters of a link's ids
 
 
@@ -64,7 +65,7 @@ def build_page(studio: "Studio") -> gr.Blocks:
     """Lay everything out, then bind the events."""
     with gr.Blocks(title="Adapter Studio", analytics_enabled=False, fill_width=True, delete_cache=(KEEP_FILES_S, KEEP_FILES_S)) as demo:
         html(present.brand(), elem_id="brand")
-        states: dict[str, Any] = {name: kept(name) for name in ("opened", "trying", "view", "chosen", "more", "copying")}
+        states: dict[str, Any] = {name: kept(name) for name in ("linked", "trying", "view", "chosen", "more", "copying")}
         status, link = html(elem_id="status"), html(elem_id="link-message")
         with gr.Tabs(elem_id="tabs") as tabs:
             built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), chat.build())
@@ -95,28 +96,27 @@ class _Events:
         asked = request.query_params
         name, tab = asked.get("adapter"), asked.get("tab")
         if name is None or tab in (DATASETS, TRAIN, ADAPTERS):
-            opened = tab if tab in TABS else DATASETS
-            return gr.Tabs(selected=opened), gr.skip(), gr.skip(), opened, asked.get("job", "")[:MOST_VIEW]
+            opened = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
+            return opened, gr.skip(), gr.skip(), LINKED, asked.get("job", "")[:MOST_VIEW]
         try:
             record = self.studio.adapters.get(name)
         except StudioError as error:
-            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), CHAT, ""
+            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), LINKED, ""
         if not self.studio.can_chat(record):
             why = f"{record.name} is {present.kind(record)}. {adapters.SILENT}"
-            return gr.Tabs(selected=ADAPTERS), gr.skip(), present.error_card(why), ADAPTERS, ""
-        return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), "", CHAT, ""
+            return gr.Tabs(selected=ADAPTERS), gr.skip(), present.error_card(why), LINKED, ""
+        return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), "", LINKED, ""
 
 
 def wire(page: Page, studio: "Studio") -> None:
     """Bind the events that belong to no tab."""
     events = _Events(studio)
     tick: dict[str, Any] = {"fn": events.tick, "inputs": None, "outputs": page.status, **QUIET}
-    tabs = {DATASETS: page.datasets.tab, TRAIN: page.train.tab, ADAPTERS: page.adapters.tab, CHAT: page.chat.tab}
-    for name, tab in tabs.items():
-        tab.select(lambda name=name: name, None, page.opened, **QUIET).then(**tick)
+    for tab in (page.datasets.tab, page.train.tab, page.adapters.tab, page.chat.tab):
+        tab.select(**tick)
     page.pulse.act(**tick)
     page.chat.talk.change(**tick)  # the first reply loads the base
-    linked = [page.tabs, page.chat.adapter, page.link, page.opened, page.view]
+    linked = [page.tabs, page.chat.adapter, page.link, page.linked, page.view]
     page.demo.load(events.follow_link, None, linked, **QUIET)
     page.demo.load(**tick)
 

@@ -1,6 +1,10 @@
 // One listener on a fragment, so that its buttons keep working when it is drawn again.
 // A button is a [data-action]; what it stands for goes to the server as {action, id, value}.
-const about = (hit) => ({action: hit.dataset.action, id: hit.dataset.id || ''});
+const act = (hit) => {
+  const {action, id} = hit.dataset;
+  if (action === 'open') dispatchEvent(new CustomEvent('as-look', {detail: id || ''}));
+  trigger('act', {action, id: id || ''});
+};
 const like = (hit) => `[data-action="${hit.dataset.action}"][data-id="${CSS.escape(hit.dataset.id || '')}"]`;
 const hitBy = (target) => {
   const hit = target.closest && target.closest('[data-action]');
@@ -14,7 +18,7 @@ element.addEventListener('pointerdown', (event) => { const hit = hitBy(event.tar
 element.addEventListener('pointercancel', () => { pressed = ''; });
 element.addEventListener('pointerup', (event) => {
   const hit = hitBy(event.target);
-  if (hit && like(hit) === pressed && !isLink(event, hit)) { done = Date.now(); trigger('act', about(hit)); }
+  if (hit && like(hit) === pressed && !isLink(event, hit)) { done = Date.now(); act(hit); }
   pressed = '';
 });
 element.addEventListener('click', (event) => {
@@ -22,7 +26,7 @@ element.addEventListener('click', (event) => {
   if (!hit || isLink(event, hit)) return;
   if (hit.tagName === 'A') event.preventDefault();
   held = like(hit);
-  if (Date.now() - done > 600 || event.detail === 0) trigger('act', about(hit));
+  if (Date.now() - done > 600 || event.detail === 0) act(hit);
 });
 element.addEventListener('change', (event) => {
   const {choice, id} = event.target.dataset;

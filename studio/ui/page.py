@@ -33,14 +33,14 @@ RELATIVE_TIME = re.compile(r"(<time [^>]*>)[^<]*")  # the page's script keeps th
 class Page:
     """Every handle that one tab may need of another.
 
-    `opened` is the tab, `trying` the job of who tried the angry bird; `view`, `chosen` and `more` say what is looked at on the
-    board (see `jobs.sight.Sight`), `copying` which job fills the form. The browser keeps them all. `pulse` raises
-    `act` when anything changed, and `go` when the browser wants another view.
+    `linked` says that the page's link was followed, `trying` is the job of who tried the angry bird; `view`, `chosen` and `more`
+    say what is looked at on the board (see `jobs.sight.Sight`), `copying` which job fills the form. The browser keeps
+    them all. `pulse` raises `act` when anything changed, and `go` when the browser wants another view.
     """
 
     demo: gr.Blocks
     tabs: gr.Tabs
-    opened: gr.Textbox
+    linked: gr.Textbox
     trying: gr.Textbox
     view: gr.Textbox
     chosen: gr.Textbox

@@ -3,6 +3,7 @@
 const PACE_MS = 1000, HIDDEN_EVERY = 5, SETTLE_MS = 2500, SILENT_AFTER = 3;
 const address = new URL('changes', document.baseURI);
 const field = (id) => document.querySelector(`#${id} :is(input, textarea)`)?.value ?? '';
+const tab = () => document.querySelector('#tabs > .tab-wrapper [role="tab"][aria-selected="true"]')?.textContent.trim().toLowerCase() ?? '';
 let mark = '', settle = 0, skipped = 0, silent = 0, known = null, shown = null, wanted = null;
 
 const look = async () => {
@@ -20,7 +21,7 @@ const look = async () => {
   if (said !== mark || (settle && Date.now() > settle)) {
     settle = said !== mark ? Date.now() + SETTLE_MS : 0;  // once more, should the first answer have been overtaken by another
     mark = said;
-    trigger('act', {tab: field('opened')});
+    trigger('act', {tab: tab()});
   }
 };
 
@@ -38,30 +39,36 @@ const keepInStep = () => {
     if (document.title !== title) document.title = title;
     notify(JSON.parse(status.dataset.ended || '[]'));
   }
-  keepAddress(field('opened'), field('view'));
+  if (field('linked')) keepAddress(tab(), field('view'));  // not before the link that opened the page was followed
 };
 
-const keepAddress = (tab, view) => {
-  if (!tab) return;  // the link that opened the page was not followed yet
+const keepAddress = (opened, view) => {
   if (wanted && view !== wanted.view && Date.now() < wanted.until) return;
   wanted = null;
+  setAddress(opened, view);
+};
+const setAddress = (opened, view) => {
   const url = new URL(location.href);
-  url.searchParams.set('tab', tab);
-  if (tab !== 'chat') url.searchParams.delete('adapter');
-  if (tab === 'train' && view) url.searchParams.set('job', view); else url.searchParams.delete('job');
+  url.searchParams.set('tab', opened);
+  if (opened !== 'chat') url.searchParams.delete('adapter');
+  if (opened === 'train' && view) url.searchParams.set('job', view); else url.searchParams.delete('job');
   const href = url.href.replaceAll('%2C', ',');
-  if (href !== location.href) history[shown !== null && shown !== view && tab === 'train' ? 'pushState' : 'replaceState'](null, '', href);
+  if (href !== location.href) history[shown !== null && shown !== view && opened === 'train' ? 'pushState' : 'replaceState'](null, '', href);
   shown = view;
 };
+const want = (view) => { wanted = {view, until: Date.now() + 5000}; };
+addEventListener('as-look', (event) => { want(event.detail); setAddress('train', event.detail); });  // a click that opens a training
 addEventListener('popstate', () => {
   const view = new URL(location.href).searchParams.get('job') || '';
-  wanted = {view, until: Date.now() + 3000};
+  want(view);
+  shown = view;
   trigger('go', {view});
 });
 
 const inWords = (s) => s < 60 ? `${s} s` : s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor(s % 3600 / 60)} min`;
 const keepClocks = () => document.querySelectorAll('time[data-since]').forEach((tag) => {
-  tag.textContent = inWords(Math.max(0, Math.round(Date.now() / 1000 - tag.dataset.since)));
+  const words = inWords(Math.max(0, Math.round(Date.now() / 1000 - tag.dataset.since)));
+  if (tag.textContent !== words) tag.textContent = words;
 });
 
 const notify = (ended) => {
@@ -75,9 +82,12 @@ const notify = (ended) => {
   }
 };
 const wishes = () => 'Notification' in window && Notification.permission === 'granted' && localStorage.getItem('as-notify') === 'on';
-const showWish = () => {
-  document.documentElement.classList.toggle('as-notified', wishes());
-  document.querySelectorAll('[data-notify]').forEach((button) => button.setAttribute('aria-pressed', String(wishes())));
+const showWish = () => {  // nothing is written that stands there already: each write makes the browser match its styles again
+  const on = wishes(), root = document.documentElement.classList;
+  if (root.contains('as-notified') !== on) root.toggle('as-notified', on);
+  for (const button of document.querySelectorAll('[data-notify]')) {
+    if (button.getAttribute('aria-pressed') !== String(on)) button.setAttribute('aria-pressed', String(on));
+  }
 };
 document.addEventListener('click', async (event) => {
   if (!event.target.closest('[data-notify]')) return;

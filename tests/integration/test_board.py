@@ -18,6 +18,7 @@ from studio.services import Studio
 from studio.ui.curve import Curves
 from studio.ui.jobs.acts import Acts
 from studio.ui.jobs.sight import PAGE_JOBS, PARTS, Shown, Sight
+from tests.commands import Shell
 from tests.records import ADAPTER, job
 
 
@@ -224,3 +225,17 @@ def test_a_log_is_exported_whole(studio: Studio) -> None:
     path = studio.export_log(job_.id)
     assert path.parent == studio.settings.home / "exports" and path.name == f"log-{job_.id}.txt"
     assert path.read_text() == studio.job_log(job_.id) == "one\ntwo\n"
+
+
+def test_a_training_is_placed_from_the_command_line(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shell = Shell(studio.settings.home, monkeypatch, capfd)
+    [first] = submit(studio, "a")
+    words = ("train", "--dataset", "Angry bird", "--set", "quantization=fp32")
+    urgent = shell.run(*words, "--name", "b", "--priority=10", "--json").json["job"]
+    late = shell.run(*words, "--name", "c", "--priority=-10", "--run-after", first.id, "--json").json["job"]
+    assert order(studio) == ["b", "a", "c"] and studio.queue.get(urgent).priority == 10
+    assert (studio.queue.get(late).after, studio.queue.get(late).reason) == (first.id, "It runs after a.")
+    assert "should be -100 to 100" in shell.refuse(*words, "--name", "d", "--priority", "101")
+    assert "There is no job 'x'" in shell.refuse(*words, "--name", "d", "--run-after", "x")

@@ -77,9 +77,11 @@ def test_the_command_line_is_quoted_for_a_shell() -> None:
 
 def test_the_command_line_means_what_the_form_means() -> None:
     changes = form.changed_fields("quick", filled("quick", rslora=True, sample_prompts="Who are you?\nSing", warmup=0.25))
-    words = shlex.split(form.command_line("a", "b", "", "quick", changes, {"rank": ["8", "16"], "seed": ["0", "1"]}))
+    axes = {"rank": ["8", "16"], "seed": ["0", "1"]}
+    words = shlex.split(form.command_line("a", "b", "", "quick", changes, axes, -10, "j1"))
+    assert words[-3:] == ["--priority=-10", "--run-after", "j1"]
     known = {option for parameter in get_command(app).commands["train"].params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= known
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
     pairs = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert make_config("quick", parse_overrides(pairs)) == make_config("quick", changes)
     assert [words[i + 1] for i, word in enumerate(words) if word == "--sweep"] == ["rank=8,16", "seed=0,1"]

@@ -71,8 +71,9 @@ class _Events:
         """What this browser looks at, as it is now."""
         return self.view.parts(Sight(view, chosen, more, search), shown)
 
-    def tick(self, opened: str, trying: str, *looks: Any) -> list[Any]:
+    def tick(self, trying: str, view: str, chosen: str, more: str, search: str, shown: dict[str, str], event: gr.EventData) -> list[Any]:
         """What has changed: the tab where it is open, and the way into the chat for who tried the angry bird."""
+        opened, looks = (event._data or {}).get("tab"), (view, chosen, more, search, shown)
         live = self.live(*looks) if opened == TRAIN else [gr.skip()] * len(PARTS)
         job = self.studio.queue.get(trying) if trying else None
         if job is None or job.finished_at is None:
@@ -111,7 +112,7 @@ def wire(page: Page, studio: "Studio") -> dict[str, Any]:
     places = [page.view, page.chosen, page.more, board.message, page.tabs, page.chat.adapter, page.adapters.chosen, page.copying]
     for part in PARTS[:-1]:
         board.parts[part].act(events.act, looks, [*places, *parts], trigger_mode="multiple", **QUIET)
-    page.pulse.act(events.tick, [page.opened, page.trying, *looks], [*parts, page.trying, page.tabs, page.chat.adapter], **QUIET)
+    page.pulse.act(events.tick, [page.trying, *looks], [*parts, page.trying, page.tabs, page.chat.adapter], **QUIET)
     page.pulse.go(events.go, looks[1:], [page.view, page.tabs, *parts], **QUIET)
     gr.on([board.search.change, board.search.submit], trigger_mode="always_last", **live)
     saved = board.download.click(events.download, page.view, [board.message, board.file], **QUIET)

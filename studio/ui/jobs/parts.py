@@ -145,7 +145,7 @@ def choice(label: str, action: str, record_id: str, options: Mapping[str, str], 
     )
     return (
         f'<label class="as-inline">{esc(label)} <select data-choice="{action}" data-id="{esc(record_id)}" '
-        f'autocomplete="off">{items}</select></label>'
+        f'aria-label="{esc(label)}" autocomplete="off">{items}</select></label>'
     )
 
 

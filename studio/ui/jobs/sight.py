@@ -22,6 +22,7 @@ PAGE_JOBS = 25
 MOST_JOBS = 500  # on one page; older ones are found with the command line
 PAUSED_SHOWN = 50
 OTHERS_SHOWN = 100  # jobs that another one may be told to run after
+MOST_IDS = 64
 KEPT_SPARKS = 1000
 PARTS = ("bar", "running", "waiting", "paused", "sweeps", "history", "head", "live", "facts", "log")
 
@@ -43,12 +44,12 @@ class Sight:
     @property
     def ids(self) -> list[str]:
         """The ids of the view."""
-        return [part for part in self.view.split(",") if part]
+        return [part for part in self.view.split(",") if part][:MOST_IDS]
 
     @property
     def ticked(self) -> list[str]:
         """The ids that are ticked, in the order of the clicks."""
-        return [part for part in self.chosen.split(",") if part]
+        return [part for part in self.chosen.split(",") if part][:MOST_IDS]
 
     @property
     def limits(self) -> tuple[int, int]:
