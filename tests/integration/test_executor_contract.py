@@ -8,13 +8,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from storage.records import JobRecord
 from studio.jobs.cluster import RayCluster
 from studio.jobs.executor import Event, Executor, Launch, Run
 from studio.jobs.process import LocalExecutor
 from studio.jobs.ray import RayExecutor, RayPlan
 from studio.jobs.shared import Shared
 from studio.lora.files import adapter_sha256
+from studio.services import Studio
 from studio.training.run import LINEAGE_FILE
+from tests.conftest import tiny_settings
 from tests.jobs import Job
 from tests.ray_cluster import Head
 
@@ -144,3 +147,72 @@ def test_a_failure_comes_with_its_cause_and_the_log(executor: Executor, tmp_path
     assert seen.end() == 1
     [failed] = seen.of("failed")
     assert failed["cause"] and failed["reason"] and "Traceback" in (job.folder / "log-1.txt").read_text()
+
+
+@pytest.fixture
+def far_studio(head: Head, tmp_path: Path, tiny_base: Path) -> Iterator[Studio]:
+    """A studio whose trainings run on the cluster."""
+    settings = tiny_settings(
+        tmp_path / "home",
+        executor="ray",
+        ray_address=head.address,
+        ray_token=head.token,
+        ray_silence_s=SILENCE_S,
+        ray_jobs=1,
+        shared_url=str(tmp_path / "shared"),
+        max_losses=5,
+    )
+    studio = Studio(settings)
+    studio.bases.fetch(str(tiny_base))
+    yield studio
+    studio.close()
+
+
+def wait_for(studio: Studio, job: JobRecord, what: Callable[[JobRecord], object], timeout_s: float = 120) -> JobRecord:
+    until = time.monotonic() + timeout_s
+    while not what(found := studio.queue.get(job.id)):
+        assert time.monotonic() < until and found.state not in ("failed", "cancelled"), f"{found.state}: {found.reason} {found.progress}"
+        time.sleep(0.1)
+    return found
+
+
+def goes_on(attempt: int, step: int) -> Callable[[JobRecord], bool]:
+    """The attempt has taken more than `step` steps."""
+    return lambda job: job.attempt == attempt and job.progress.get("step", 0) > step
+
+
+def test_kill_9_of_the_program_the_worker_and_the_whole_cluster_loses_nothing(far_studio: Studio, head: Head) -> None:
+    options = {"quantization": "fp32", "rank": 4, "max_steps": 120, "checkpoint_every_s": 0.5, "keep_checkpoints": 2}
+    job = far_studio.train("Angry bird", "far", overrides=options)
+    far_studio.worker.start()
+    wait_for(far_studio, job, goes_on(1, 5))
+    [program] = [p for p in head.processes("studio.jobs.remote") if "python" in p.name() and "-m" in p.cmdline()[:2]]
+    assert program.environ()["CUDA_VISIBLE_DEVICES"] in ("0", "1")  # one of the two that the cluster says it has
+    assert head.token not in " ".join(program.cmdline()) and "RAY_AUTH_TOKEN" not in head.trainers()[0].environ()
+    wait_for(far_studio, job, lambda found: far_studio.queue.resume_step(job.id))  # a checkpoint has come here
+    program.kill()
+    wait_for(far_studio, job, lambda found: found.attempt == 2 or found.state == "queued")
+    [attempt, *_] = far_studio.queue.jobs.attempts(job.id)
+    assert attempt.ended == "lost" and attempt.reason == f"Nothing was heard of the machine that ran attempt 1 for {SILENCE_S:.0f} seconds."
+    second = wait_for(far_studio, job, goes_on(2, 0))
+    assert int(second.progress["step"]) > 1  # it went on from there
+    next(p for p in head.processes() if p.name() == "raylet").kill()  # what runs goes on, or ends with it
+    time.sleep(2)
+    head.kill()
+    waiting = wait_for(far_studio, job, lambda found: found.state == "waiting")
+    assert waiting.reason == f"The Ray cluster at {head.address} does not answer; the job waits for it." and waiting.losses <= 2
+    assert not head.trainers()
+    step = far_studio.queue.resume_step(job.id)
+    head.start()
+    done = wait_for(far_studio, job, lambda found: found.state == "done", 200)
+    assert step and done.result["resumed_from_step"] == step and [a.name for a in far_studio.adapters.all()] == ["far"]
+    assert "Traceback" not in far_studio.job_log(job.id)
+    here = Seen(LocalExecutor().submit(far_studio.supervisor._launch(undisturbed_copy(done), far_studio.bases.get("tiny"), ())))
+    assert here.end() == 0
+    [adapter] = far_studio.adapters.all()
+    assert adapter_sha256(far_studio.settings.home / "adapters" / "undisturbed") == adapter.sha256
+
+
+def undisturbed_copy(job: JobRecord) -> JobRecord:
+    """The same training, to be run here from its start."""
+    return replace(job, id="undisturbed", adapter_id="undisturbed", attempt=1)
