@@ -181,6 +181,9 @@ class RayRun:
     def _settle_older(self) -> bool:
         """End older attempts of the job and take what they made; True where that is the adapter."""
         spec = self.launch.spec
+        newest = self.shared.read(far.newest_path(self.launch.job_id))
+        if newest is not None and newest["attempt"] > spec.attempt:
+            raise Lost("A newer attempt of the job has begun elsewhere")
         self.shared.write(far.newest_path(self.launch.job_id), {"attempt": spec.attempt})
         for name in self.cluster.names(f"studio-{self.launch.job_id}-"):
             self.cluster.stop(name, GRACE_S)

@@ -150,14 +150,14 @@ def test_a_webhook_has_an_address_which_is_not_repeated_where_it_is_wrong(monkey
 
 
 def test_a_webhook_needs_a_secret_which_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUDIO_WEBHOOK_URL", "https://example.org/token")
+    monkeypatch.setenv("STUDIO_WEBHOOK_URL", "https://example.org/hook-key")
     assert "STUDIO_WEBHOOK_SECRET" in refusal()
     monkeypatch.setenv("STUDIO_WEBHOOK_SECRET", "geheim")
     settings = load_settings()
     assert (
         settings.webhook_secret.get_secret_value() == "geheim"
         and "geheim" not in f"{settings!r}{settings}"
-        and "token" not in repr(settings)
+        and "hook-key" not in repr(settings)
     )
 
 
