@@ -129,7 +129,7 @@ class RayRun:
         if self._over.is_set():
             return
         self._stopping.set()
-        if self._placed and not self._over.wait(2 * GRACE_S):
+        if self._placed and not self._over.wait(GRACE_S):
             with contextlib.suppress(Lost):
                 self.cluster.stop(self._name, GRACE_S)
             self._over.wait(GRACE_S)

@@ -178,8 +178,9 @@ class _Attempt:
             if status is not None:
                 return status
             self._tell(stopping.is_set())
-            if time.monotonic() > self._deadline:
-                self.run.stop()
+            if time.monotonic() > self._deadline:  # beside this loop: the lease goes on while a far machine is stopped
+                self._deadline = float("inf")
+                threading.Thread(target=self.run.stop, name="stop", daemon=True).start()
 
     def _store(self, events: list[Event]) -> None:
         now = time.monotonic()
