@@ -1,5 +1,7 @@
 """What every executor promises, here and on a Ray cluster, with the real trainer on the tiny base."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,8 +20,9 @@ from studio.lora.files import adapter_sha256
 from studio.services import Studio
 from studio.training.run import LINEAGE_FILE
 from tests.conftest import tiny_settings
-from tests.jobs import Job
+from tests.jobs import Job, conversations
 from tests.ray_cluster import Head
+from tests.trainers import TINY
 
 SILENCE_S = 5.0
 SLOW = {"max_steps": 100_000}
@@ -44,7 +47,8 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
 
 def launch(job: Job, attempt: int = 1) -> Launch:
     spec = replace(job.spec, attempt=attempt)
-    return Launch(job.folder.name, spec, job.folder, job.folder / f"log-{attempt}.txt")
+    name = hashlib.sha256(str(job.folder).encode()).hexdigest()[:16]  # a cluster takes each name once
+    return Launch(name, spec, job.folder, job.folder / f"log-{attempt}.txt")
 
 
 class Seen:
@@ -92,7 +96,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> by
     return adapter_of(job)
 
 
-PAUSABLE = {"max_steps": 40}
+PAUSABLE = {"max_steps": 100}
 
 
 def test_a_job_is_paused_and_resumed_and_its_adapter_has_the_same_bits(
@@ -109,7 +113,7 @@ def test_a_job_is_paused_and_resumed_and_its_adapter_has_the_same_bits(
     second = Seen(executor.submit(launch(job, 2)))
     assert second.end() == 0
     [done] = second.of("done")
-    assert done["resumed_from_step"] == step and done["steps"] == 40
+    assert done["resumed_from_step"] == step and done["steps"] == 100
     assert [data["state"] for data in second.of("state")] == ["loading", "training", "saving"]
     steps = [int(str(data["step"])) for data in second.of("progress")]
     assert steps == sorted(steps) and [at for at, _, _ in second.events] == sorted(at for at, _, _ in second.events)
@@ -127,7 +131,7 @@ def test_a_cancelled_job_ends_by_itself_and_a_stopped_one_leaves_no_process(exec
     assert seen.end() == 0 and not job.adapter.exists()
     seen = Seen(executor.submit(launch(job, 2)))
     seen.until(lambda s: s.of("state"))
-    mine = [p for p in psutil.process_iter(["cmdline"]) if is_training(p)]
+    mine = [p for p in psutil.process_iter(["cmdline"]) if is_training(p, job)]
     assert mine
     seen.run.stop()
     assert seen.run.status(1) not in (None, 0) and not [p for p in mine if p.is_running() and p.status() != "zombie"]
@@ -135,14 +139,15 @@ def test_a_cancelled_job_ends_by_itself_and_a_stopped_one_leaves_no_process(exec
     assert not job.adapter.exists()
 
 
-def is_training(process: psutil.Process) -> bool:
-    return "studio.training.run" in " ".join(process.info["cmdline"] or [])
+def is_training(process: psutil.Process, job: Job) -> bool:
+    words = " ".join(process.info["cmdline"] or [])
+    return "studio.training.run" in words and (str(job.folder) in words or launch(job).job_id in words)
 
 
 def test_a_failure_comes_with_its_cause_and_the_log(executor: Executor, tmp_path: Path, tiny_base: Path) -> None:
     job = Job(tmp_path / "job", tiny_base, rows=[[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]], max_length=32)
     broken = replace(job.spec, config={**job.spec.config, "target_modules": "no_such_layer"}, attempt=1)
-    run = executor.submit(Launch("broken", broken, job.folder, job.folder / "log-1.txt"))
+    run = executor.submit(replace(launch(job), spec=broken))
     seen = Seen(run)
     assert seen.end() == 1
     [failed] = seen.of("failed")
@@ -181,9 +186,13 @@ def goes_on(attempt: int, step: int) -> Callable[[JobRecord], bool]:
     return lambda job: job.attempt == attempt and job.progress.get("step", 0) > step
 
 
-def test_kill_9_of_the_program_the_worker_and_the_whole_cluster_loses_nothing(far_studio: Studio, head: Head) -> None:
-    options = {"quantization": "fp32", "rank": 4, "batch_size": 2, "max_steps": 100, "checkpoint_every_s": 0.5, "keep_checkpoints": 2}
-    job = far_studio.train("Angry bird", "far", overrides=options)
+def test_kill_9_of_the_program_the_worker_and_the_whole_cluster_loses_nothing(
+    far_studio: Studio, head: Head, undisturbed: bytes, tmp_path: Path
+) -> None:
+    rows = tmp_path / "numbers.jsonl"
+    rows.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations(30)))
+    far_studio.datasets.add([rows], "numbers")
+    job = far_studio.train("numbers", "far", overrides={**TINY, **PAUSABLE, "checkpoint_every_s": 0.5, "keep_checkpoints": 2})
     far_studio.worker.start()
     wait_for(far_studio, job, goes_on(1, 5))
     [program] = [p for p in head.processes("studio.jobs.remote") if "python" in p.name() and "-m" in p.cmdline()[:2]]
@@ -207,12 +216,5 @@ def test_kill_9_of_the_program_the_worker_and_the_whole_cluster_loses_nothing(fa
     done = wait_for(far_studio, job, lambda found: found.state == "done", 200)
     assert step and done.result["resumed_from_step"] == step and [a.name for a in far_studio.adapters.all()] == ["far"]
     assert "Traceback" not in far_studio.job_log(job.id)
-    here = Seen(LocalExecutor().submit(far_studio.supervisor._launch(undisturbed_copy(done), far_studio.bases.get("tiny"), ())))
-    assert here.end() == 0
     [adapter] = far_studio.adapters.all()
-    assert adapter_sha256(far_studio.settings.home / "adapters" / "undisturbed") == adapter.sha256
-
-
-def undisturbed_copy(job: JobRecord) -> JobRecord:
-    """The same training, to be run here from its start."""
-    return replace(job, id="undisturbed", adapter_id="undisturbed", attempt=1)
+    assert (far_studio.adapters.path(adapter) / "adapter_model.safetensors").read_bytes() == undisturbed
