@@ -56,7 +56,7 @@ $(VENV)/.ready: requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.ready requirements-dev.txt requirements-postgres.txt
+$(VENV)/.dev: $(VENV)/.ready requirements-dev.txt requirements-postgres.txt requirements-ray.txt
 	@echo "== development packages"
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements-dev.txt
 	@touch $@

@@ -38,6 +38,7 @@ class Attempt:
         self._is_away = False  # the database
         self._wish: Wish = ""
         self._deadline = float("inf")
+        self._is_ended = False
 
     def watch(self, stopping: threading.Event) -> int:
         """Store what the attempt says and tell it what is wished, until it has ended; returns its status.
@@ -57,10 +58,9 @@ class Attempt:
             if status is not None:
                 return status
             self._tell(state, stopping.is_set())
-            if time.monotonic() > self._deadline:
-                with self._database_away():
-                    self._renew()  # ending a process takes some seconds
-                self.run.stop()
+            if time.monotonic() > self._deadline and not self._is_ended:  # beside this loop, which renews the lease
+                self._is_ended = True
+                threading.Thread(target=self.run.stop, name="stop", daemon=True).start()
 
     def patiently(self, work: Callable[[], None], stopping: threading.Event) -> None:
         """Store what is unsaid, and do it, as soon as the database is there; a worker that stops does not wait for that.

@@ -76,8 +76,9 @@ class RayExecutor:
     def settle(self) -> None:
         """Nothing of this machine was put aside."""
 
-    def end_left(self, job_id: str, attempt: int) -> None:
+    def end_left(self, folder: Path, attempt: int) -> None:
         """Stop what Ray lists of these attempts; where it does not answer, each ends by itself once nobody follows it."""
+        job_id = folder.name
         numbered = {f"studio-{job_id}-{number}" for number in range(1, attempt + 1)}
         with contextlib.suppress(Lost):
             for name in self.cluster.names(f"studio-{job_id}-"):
@@ -137,7 +138,7 @@ class RayRun:
         if self._over.is_set():
             return
         self._stopping.set()
-        if self._placed and not self._over.wait(2 * GRACE_S):
+        if self._placed and not self._over.wait(GRACE_S):
             with contextlib.suppress(Lost):
                 self.cluster.stop(self._name, GRACE_S)
             self._over.wait(GRACE_S)
@@ -189,6 +190,9 @@ class RayRun:
     def _settle_older(self) -> bool:
         """End older attempts of the job and take what they made; True where that is the adapter."""
         spec = self.launch.spec
+        newest = self.shared.read(far.newest_path(self.launch.job_id))
+        if newest is not None and newest["attempt"] > spec.attempt:
+            raise Lost("A newer attempt of the job has begun elsewhere")
         self.shared.write(far.newest_path(self.launch.job_id), {"attempt": spec.attempt})
         for name in self.cluster.names(f"studio-{self.launch.job_id}-"):
             self.cluster.stop(name, GRACE_S)

@@ -1,5 +1,7 @@
 """What every executor promises, here and on a Ray cluster, with the real trainer on the tiny base."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,17 +10,21 @@ from pathlib import Path
 import psutil
 import pytest
 
+from storage.records import JobRecord
 from studio.jobs.cluster import RayCluster
 from studio.jobs.executor import Event, Executor, Launch, Run
 from studio.jobs.process import LocalExecutor
 from studio.jobs.ray import RayExecutor, RayPlan
 from studio.jobs.shared import Shared
 from studio.lora.files import adapter_sha256
+from studio.services import Studio
 from studio.training.run import LINEAGE_FILE
-from tests.jobs import Job
+from tests.conftest import tiny_settings
+from tests.jobs import Job, conversations
 from tests.ray_cluster import Head
+from tests.trainers import TINY
 
-SILENCE_S = 8.0
+SILENCE_S = 5.0
 SLOW = {"max_steps": 100_000}
 
 
@@ -41,7 +47,8 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
 
 def launch(job: Job, attempt: int = 1) -> Launch:
     spec = replace(job.spec, attempt=attempt)
-    return Launch(job.folder.name, spec, job.folder, job.folder / f"log-{attempt}.txt")
+    name = hashlib.sha256(str(job.folder).encode()).hexdigest()[:16]  # a cluster takes each name once
+    return Launch(name, spec, job.folder, job.folder / f"log-{attempt}.txt")
 
 
 class Seen:
@@ -89,7 +96,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> by
     return adapter_of(job)
 
 
-PAUSABLE = {"max_steps": 40}
+PAUSABLE = {"max_steps": 100}
 
 
 def test_a_job_is_paused_and_resumed_and_its_adapter_has_the_same_bits(
@@ -106,7 +113,7 @@ def test_a_job_is_paused_and_resumed_and_its_adapter_has_the_same_bits(
     second = Seen(executor.submit(launch(job, 2)))
     assert second.end() == 0
     [done] = second.of("done")
-    assert done["resumed_from_step"] == step and done["steps"] == 40
+    assert done["resumed_from_step"] == step and done["steps"] == 100
     assert [data["state"] for data in second.of("state")] == ["loading", "training", "saving"]
     steps = [int(str(data["step"])) for data in second.of("progress")]
     assert steps == sorted(steps) and [at for at, _, _ in second.events] == sorted(at for at, _, _ in second.events)
@@ -124,7 +131,7 @@ def test_a_cancelled_job_ends_by_itself_and_a_stopped_one_leaves_no_process(exec
     assert seen.end() == 0 and not job.adapter.exists()
     seen = Seen(executor.submit(launch(job, 2)))
     seen.until(lambda s: s.of("state"))
-    mine = [p for p in psutil.process_iter(["cmdline"]) if is_training(p)]
+    mine = [p for p in psutil.process_iter(["cmdline"]) if is_training(p, job)]
     assert mine
     seen.run.stop()
     assert seen.run.status(1) not in (None, 0) and not [p for p in mine if p.is_running() and p.status() != "zombie"]
@@ -132,15 +139,82 @@ def test_a_cancelled_job_ends_by_itself_and_a_stopped_one_leaves_no_process(exec
     assert not job.adapter.exists()
 
 
-def is_training(process: psutil.Process) -> bool:
-    return "studio.training.run" in " ".join(process.info["cmdline"] or [])
+def is_training(process: psutil.Process, job: Job) -> bool:
+    words = " ".join(process.info["cmdline"] or [])
+    return "studio.training.run" in words and (str(job.folder) in words or launch(job).job_id in words)
 
 
 def test_a_failure_comes_with_its_cause_and_the_log(executor: Executor, tmp_path: Path, tiny_base: Path) -> None:
     job = Job(tmp_path / "job", tiny_base, rows=[[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]], max_length=32)
     broken = replace(job.spec, config={**job.spec.config, "target_modules": "no_such_layer"}, attempt=1)
-    run = executor.submit(Launch("broken", broken, job.folder, job.folder / "log-1.txt"))
+    run = executor.submit(replace(launch(job), spec=broken))
     seen = Seen(run)
     assert seen.end() == 1
     [failed] = seen.of("failed")
     assert failed["cause"] and failed["reason"] and "Traceback" in (job.folder / "log-1.txt").read_text()
+
+
+@pytest.fixture
+def far_studio(head: Head, tmp_path: Path, tiny_base: Path) -> Iterator[Studio]:
+    """A studio whose trainings run on the cluster."""
+    settings = tiny_settings(
+        tmp_path / "home",
+        executor="ray",
+        ray_address=head.address,
+        ray_token=head.token,
+        ray_silence_s=SILENCE_S,
+        ray_jobs=1,
+        shared_url=str(tmp_path / "shared"),
+        max_losses=5,
+    )
+    studio = Studio(settings)
+    studio.bases.fetch(str(tiny_base))
+    yield studio
+    studio.close()
+
+
+def wait_for(studio: Studio, job: JobRecord, what: Callable[[JobRecord], object], timeout_s: float = 120) -> JobRecord:
+    until = time.monotonic() + timeout_s
+    while not what(found := studio.queue.get(job.id)):
+        assert time.monotonic() < until and found.state not in ("failed", "cancelled"), f"{found.state}: {found.reason} {found.progress}"
+        time.sleep(0.1)
+    return found
+
+
+def goes_on(attempt: int, step: int) -> Callable[[JobRecord], bool]:
+    """The attempt has taken more than `step` steps."""
+    return lambda job: job.attempt == attempt and job.progress.get("step", 0) > step
+
+
+def test_kill_9_of_the_program_the_worker_and_the_whole_cluster_loses_nothing(
+    far_studio: Studio, head: Head, undisturbed: bytes, tmp_path: Path
+) -> None:
+    rows = tmp_path / "numbers.jsonl"
+    rows.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations(30)))
+    far_studio.datasets.add([rows], "numbers")
+    job = far_studio.train("numbers", "far", overrides={**TINY, **PAUSABLE, "checkpoint_every_s": 0.5, "keep_checkpoints": 2})
+    far_studio.worker.start()
+    wait_for(far_studio, job, goes_on(1, 5))
+    [program] = [p for p in head.processes("studio.jobs.remote") if "python" in p.name() and "-m" in p.cmdline()[:2]]
+    assert program.environ()["CUDA_VISIBLE_DEVICES"] in ("0", "1")  # one of the two that the cluster says it has
+    assert head.token not in " ".join(program.cmdline()) and "RAY_AUTH_TOKEN" not in head.trainers()[0].environ()
+    wait_for(far_studio, job, lambda found: far_studio.queue.resume_step(job.id))  # a checkpoint has come here
+    program.kill()
+    wait_for(far_studio, job, lambda found: found.attempt == 2 or found.state == "queued")
+    [attempt, *_] = far_studio.queue.jobs.attempts(job.id)
+    assert attempt.ended == "lost" and attempt.reason == f"Nothing was heard of the machine that ran attempt 1 for {SILENCE_S:.0f} seconds."
+    second = wait_for(far_studio, job, goes_on(2, 0))
+    assert int(second.progress["step"]) > 1  # it went on from there
+    next(p for p in head.processes() if p.name() == "raylet").kill()  # what runs goes on, or ends with it
+    time.sleep(2)
+    head.kill()
+    waiting = wait_for(far_studio, job, lambda found: found.state == "waiting")
+    assert waiting.reason == f"The Ray cluster at {head.address} does not answer; the job waits for it." and waiting.losses <= 2
+    assert not head.trainers()
+    step = far_studio.queue.resume_step(job.id)
+    head.start()
+    done = wait_for(far_studio, job, lambda found: found.state == "done", 200)
+    assert step and done.result["resumed_from_step"] == step and [a.name for a in far_studio.adapters.all()] == ["far"]
+    assert "Traceback" not in far_studio.job_log(job.id)
+    [adapter] = far_studio.adapters.all()
+    assert (far_studio.adapters.path(adapter) / "adapter_model.safetensors").read_bytes() == undisturbed

@@ -23,6 +23,8 @@ HOLDERS = {
     "transformers": ("studio.bases", "studio.chat", "studio.training"),
     "bitsandbytes": ("studio.bases", "studio.lora", "studio.training"),
     "tensorboardX": ("studio.training",),
+    "httpx": ("studio.jobs",),
+    "fsspec": ("studio.jobs",),
     "rensa": ("studio.datasets",),
     "py3langid": ("studio.datasets",),
     "phonenumbers": ("studio.datasets",),

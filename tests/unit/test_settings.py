@@ -13,7 +13,7 @@ from studio.settings import STARTER_BASE, Settings, command_environment, load_se
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith("STUDIO_") or name in ("SPACE_ID", "PORT", "GRADIO_SERVER_PORT"):
+        if name.startswith("STUDIO_") or name in ("RAY_AUTH_TOKEN", "SPACE_ID", "PORT", "GRADIO_SERVER_PORT"):
             monkeypatch.delenv(name)
     for name in ("GRADIO_ANALYTICS_ENABLED", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "False")
@@ -62,6 +62,14 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("sharing", "wait", "wait"),
         ("webhook_url", "", ""),
         ("webhook_secret", "x", SecretStr("x")),
+        ("executor", "local", "local"),
+        ("ray_address", "http://10.0.0.5:8265", "http://10.0.0.5:8265"),
+        ("ray_token", "x", SecretStr("x")),
+        ("ray_jobs", "4", 4),
+        ("ray_gpus", "0", 0),
+        ("ray_command", "cd /srv && python -m x", "cd /srv && python -m x"),
+        ("ray_silence_s", "10", 10.0),
+        ("shared_url", "s3://bucket/studio", "s3://bucket/studio"),
         ("log_level", "DEBUG", "DEBUG"),
     ],
 )
@@ -144,12 +152,40 @@ def test_a_webhook_has_an_address_which_is_not_repeated_where_it_is_wrong(monkey
 
 
 def test_a_webhook_needs_a_secret_which_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUDIO_WEBHOOK_URL", "https://example.org/token")
+    monkeypatch.setenv("STUDIO_WEBHOOK_URL", "https://example.org/hook-key")
     assert "STUDIO_WEBHOOK_SECRET" in refusal()
     monkeypatch.setenv("STUDIO_WEBHOOK_SECRET", "geheim")
     settings = load_settings()
     assert (
         settings.webhook_secret.get_secret_value() == "geheim"
         and "geheim" not in f"{settings!r}{settings}"
-        and "token" not in repr(settings)
+        and "hook-key" not in repr(settings)
     )
+
+
+RAY = {"EXECUTOR": "ray", "RAY_ADDRESS": "http://10.0.0.5:8265", "RAY_TOKEN": "geheim", "SHARED_URL": "s3://bucket/studio"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("RAY_ADDRESS", "10.0.0.5:8265", "STUDIO_RAY_ADDRESS should name its dashboard"),
+        ("RAY_TOKEN", "", "RAY_AUTH_MODE=token"),
+        ("SHARED_URL", "", "STUDIO_SHARED_URL should name a folder"),
+        ("SHARED_URL", "ftp://me:geheim@host/x", "without a password"),
+    ],
+)
+def test_a_cluster_has_an_address_a_token_and_a_shared_place(monkeypatch: pytest.MonkeyPatch, name: str, text: str, says: str) -> None:
+    for key, value in {**RAY, name: text}.items():
+        monkeypatch.setenv(f"STUDIO_{key}", value)
+    assert says in refusal() and "geheim" not in refusal()
+
+
+def test_the_token_of_ray_itself_will_do_and_no_secret_reaches_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {**RAY, "RAY_TOKEN": ""}.items():
+        monkeypatch.setenv(f"STUDIO_{key}", value)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "geheim")
+    settings = load_settings()
+    assert settings.ray_token.get_secret_value() == "geheim" and "geheim" not in repr(settings)
+    monkeypatch.setenv("STUDIO_WEBHOOK_SECRET", "geheim")
+    assert "geheim" not in command_environment().values()
