@@ -108,7 +108,7 @@ def test_a_base_that_answers_is_not_put_aside() -> None:
 
 def test_where_the_rule_is_to_wait_the_base_stays() -> None:
     house = House(1000, chat_mb=500, sharing="wait")
-    assert house.why_not().endswith("500 MB are free beside the chat's base; put that aside in the Chat tab.")
+    assert house.why_not().endswith("500 MB are free beside the chat's base; give its memory back in the Chat tab, under More.")
     assert house.chat.base and not house.chat.aside
 
 
