@@ -22,14 +22,14 @@ CUT_OFF = ("AbortError", "Connection errored out")
 SMALL = {"quantization": "fp32", "rank": 2, "batch_size": 1, "max_length": 32, "checkpoint_every_s": 0.2, "held_out": 0.05}
 ENDLESS = {**SMALL, "max_steps": 100_000}
 # A browser without a window asks nobody and shows nothing: what the page would have said is kept.
-NOTIFICATION = """
+NOTIFICATION = """() => {
 window.told = [];
 window.Notification = class {
   static permission = 'default';
   static async requestPermission() { Notification.permission = 'granted'; }
   constructor(title, {body}) { window.told.push(`${title}: ${body}`); }
 };
-"""
+}"""
 EVIL = "<img src=x onerror=alert(1)>"
 
 
