@@ -21,7 +21,7 @@ from tests.jobs import WEIGHTS, Forks, Job
 from tests.tiny import make_model
 from tests.trainers import Events, same, state, trainer
 
-OPTIONS = {"quantization": "fp32", "rank": 4, "max_steps": 12, "dropout": 0.1, "neftune": 5.0, "held_out": 0.1, "eval_steps": 6}
+OPTIONS = {"quantization": "fp32", "rank": 4, "max_steps": 40, "dropout": 0.1, "neftune": 5.0, "held_out": 0.1, "eval_steps": 20}
 LONG_S = 300
 
 
@@ -67,7 +67,7 @@ def test_a_job_that_was_paused_before_a_reboot_ends_with_the_same_bytes(studio: 
     studio.queue.pause(paused.id)
     found = wait_for(lambda: studio.queue.get(paused.id).state == "paused" and studio.queue.get(paused.id), LONG_S)
     step = studio.queue.resume_step(paused.id)
-    assert isinstance(found, JobRecord) and step and 2 <= step < 12 and found.reason == f"Paused at step {step}."
+    assert isinstance(found, JobRecord) and step and 2 <= step < 40 and found.reason == f"Paused at step {step}."
     # The next one is paused while it loads, before it has made a step.
     wait_for(lambda: studio.queue.get(early.id).state in ("starting", "running"), LONG_S)
     studio.queue.pause(early.id)
@@ -92,7 +92,7 @@ def test_two_processes_are_paused_together_and_go_on(tmp_path: Path, tiny_base: 
     studio = Studio(tiny_settings(tmp_path / "home"))
     studio.bases.fetch(str(tiny_base))
     try:
-        job = studio.train("Angry bird", "pair", overrides={**OPTIONS, "neftune": 0.0, "devices": 2, "max_steps": 12})
+        job = studio.train("Angry bird", "pair", overrides={**OPTIONS, "neftune": 0.0, "devices": 2, "max_steps": 40})
         studio.worker.start()
         wait_for(lambda: step_of(studio, job) >= 2, LONG_S)
         studio.queue.pause(job.id)
