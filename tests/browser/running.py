@@ -95,9 +95,10 @@ def open_tab(page: Page, url: str, name: str, theme: str = "light") -> None:
 
 
 def choose(page: Page, elem_id: str, label: str) -> None:
-    """Choose an option of a dropdown."""
+    """Choose an option of a dropdown, and wait until its list has faded away: the next one may have the same words."""
     page.locator(f"#{elem_id} input").click()
     page.get_by_role("option", name=label, exact=True).click()
+    page.get_by_role("listbox").wait_for(state="hidden")
 
 
 def open_options(page: Page, *groups: str) -> None:
