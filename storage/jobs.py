@@ -18,8 +18,6 @@ from sqlalchemy import (
     case,
     exists,
     func,
-    literal_column,
-    or_,
     select,
     tuple_,
     update,
@@ -27,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from storage import order
 from storage import statements as sql
 from storage.database import Database
 from storage.errors import DuplicateName, LeaseLost, RecordNotFound
@@ -50,7 +49,6 @@ from storage.states import (
 from storage.tables import IS_HELD, IS_OVER, IS_READY, AdapterRow, AttemptRow, EventRow, JobRow, QueueRow
 
 Event = tuple[float, str, dict[str, Any]]
-CLOSEST = 1e-4  # positions are seconds since 1970, of which a float keeps seven digits behind the point
 
 
 class Jobs:
@@ -71,7 +69,7 @@ class Jobs:
         """
         with self.database.write() as session:
             placed = []
-            end = _end(session)
+            end = order.end(session)
             for record in records:
                 # Not the time alone: a clock that was set back would put what comes now before what waits.
                 end = max(end, record.position or max(record.created_at, end + 1.0))
@@ -99,16 +97,16 @@ class Jobs:
 
     def held(self) -> list[JobRecord]:
         """What runs, the longest first, and what is paused."""
-        return self._records(select(JobRow).where(_of(IS_HELD)).order_by(JobRow.started_at, JobRow.id))
+        return self._records(select(JobRow).where(order.of(IS_HELD)).order_by(JobRow.started_at, JobRow.id))
 
     def over(self, limit: int, before: float | None = None) -> list[JobRecord]:
         """What ended last first; with `before`, what ended before this time."""
-        query = select(JobRow).where(_of(IS_OVER)).order_by(JobRow.finished_at.desc(), JobRow.id).limit(limit)
+        query = select(JobRow).where(order.of(IS_OVER)).order_by(JobRow.finished_at.desc(), JobRow.id).limit(limit)
         return self._records(query if before is None else query.where(JobRow.finished_at < before))
 
     def ready(self, limit: int | None = 200) -> list[JobRecord]:
         """What no worker has taken yet, in the order of the queue."""
-        return self._records(_in_order(select(JobRow).where(_of(IS_READY))).limit(limit))
+        return self._records(order.in_order(select(JobRow).where(order.of(IS_READY))).limit(limit))
 
     def of_group(self, group: str) -> list[JobRecord]:
         """The jobs that were submitted together, oldest first."""
@@ -284,7 +282,7 @@ class Jobs:
             return []
         lease = tuple_(JobRow.id, JobRow.attempt, JobRow.lease_owner, JobRow.lease_until)
         same = lease.in_([astuple(one) for one in gone])
-        query = select(JobRow).where(_of(IS_HELD), JobRow.state.in_(ACTIVE), same).with_for_update(skip_locked=True)
+        query = select(JobRow).where(order.of(IS_HELD), JobRow.state.in_(ACTIVE), same).with_for_update(skip_locked=True)
         with self.database.write() as session:
             lost = [_lose(session, row, now, max_losses) for row in session.scalars(query).all()]
             for job in lost:
@@ -345,7 +343,7 @@ class Jobs:
         }
         with self.database.write() as session:
             again = _move(QUEUED, JobRow.id == job_id, JobRow.state.in_((FAILED, CANCELLED)))
-            row = session.scalar(again.values(fresh | {"position": max(now, _end(session) + 1.0)}).returning(JobRow))
+            row = session.scalar(again.values(fresh | {"position": max(now, order.end(session) + 1.0)}).returning(JobRow))
             return to_record(JobRecord, row) if row is not None else None
 
     def _first_of(self, job_id: str, *moves: Update) -> JobRecord | None:
@@ -369,17 +367,17 @@ class Jobs:
     def place(self, job_id: str, before: str = "") -> JobRecord | None:
         """Put a job that nobody has taken before another one, or at the end; it takes over that one's priority, or the last one's."""
         with self.database.write() as session:
-            ready = select(JobRow).where(_of(IS_READY))
+            ready = select(JobRow).where(order.of(IS_READY))
             pair = ready.where(JobRow.id.in_((job_id, before))).order_by(JobRow.id)  # two people lock them in one order
             rows = {row.id: row for row in session.scalars(pair.with_for_update())}
             moved, other = rows.pop(job_id, None), rows.get(before)
             if not before:
-                other = session.scalar(_in_order(ready.where(JobRow.id != job_id), backwards=True).limit(1))
+                other = session.scalar(order.in_order(ready.where(JobRow.id != job_id), backwards=True).limit(1))
             if moved is None or (other is None and before):
                 return None
             if other is not None:
                 moved.priority = other.priority
-                moved.position = _between(session, moved, other) if before else _end(session) + 1.0
+                moved.position = order.between(session, moved, other) if before else order.end(session) + 1.0
             session.flush()
             return to_record(JobRecord, moved)
 
@@ -414,22 +412,6 @@ class Jobs:
 def _move(state: str, *where: ColumnElement[bool]) -> Update:
     """An update that brings jobs to a state, of those that may go there."""
     return update(JobRow).where(JobRow.state.in_(sources(state)), *where).values(state=state)
-
-
-def _of(states: str) -> ColumnElement[bool]:
-    return literal_column(states)
-
-
-def _in_order(query: Select[Any], backwards: bool = False) -> Select[Any]:
-    if backwards:
-        return query.order_by(JobRow.priority, JobRow.position.desc(), JobRow.id.desc())
-    return query.order_by(JobRow.priority.desc(), JobRow.position, JobRow.id)
-
-
-def _end(session: Session) -> float:
-    """The last position of a job that is not over."""
-    ends = (session.scalar(select(func.max(JobRow.position)).where(_of(states))) for states in (IS_READY, IS_HELD))
-    return max((end for end in ends if end is not None), default=0.0)
 
 
 def _job(row: Any) -> JobRecord:
@@ -496,26 +478,3 @@ def _lose(session: Session, row: JobRow, now: float, max_losses: int, what: str 
     row.finished_at = _finished(row.state, now)
     session.flush()
     return to_record(JobRecord, row)
-
-
-def _between(session: Session, moved: JobRow, other: JobRow) -> float:
-    """A position right before another job's.
-
-    Positions are one line through all jobs that are not over, whatever their priority and state: who changes the one or the
-    other keeps the place in it.
-    """
-    line = select(JobRow).where(or_(_of(IS_READY), _of(IS_HELD)), JobRow.id != moved.id)
-    earlier = or_(JobRow.position < other.position, and_(JobRow.position == other.position, JobRow.id < other.id))
-    before = session.scalar(line.where(earlier).order_by(JobRow.position.desc(), JobRow.id.desc()).limit(1))
-    if before is None:
-        return other.position - 1.0
-    if other.position - before.position < CLOSEST:
-        _spread(list(session.scalars(line.order_by(JobRow.position, JobRow.id).with_for_update())))
-    return (before.position + other.position) / 2
-
-
-def _spread(rows: list[JobRow]) -> None:
-    """Positions a second apart, of which the last stays: what is queued later still comes later."""
-    last = rows[-1].position
-    for i, row in enumerate(reversed(rows)):
-        row.position = last - i
