@@ -26,7 +26,7 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 
 soak: $(VENV)/.dev  ## kill trainings ten times each, and workers at random; upload a million broken files; an hour or so
 	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py \
-		tests/integration/test_upload_fuzz.py tests/integration/test_chaos.py
+		tests/integration/test_upload_fuzz.py tests/integration/test_chaos.py tests/integration/test_executor_contract.py
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -1,7 +1,11 @@
-"""What every executor promises, here and on a Ray cluster, with the real trainer on the tiny base."""
+"""What every executor promises, here and on a Ray cluster, with the real trainer on the tiny base.
+
+STUDIO_SOAK=1 kills the cluster as well, not only the program on it: `make soak`.
+"""
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +28,7 @@ from tests.jobs import Job, conversations
 from tests.ray_cluster import Head
 from tests.trainers import TINY
 
+SOAK = bool(os.environ.get("STUDIO_SOAK"))
 SILENCE_S = 5.0
 SLOW = {"max_steps": 100_000}
 
@@ -186,9 +191,7 @@ def goes_on(attempt: int, step: int) -> Callable[[JobRecord], bool]:
     return lambda job: job.attempt == attempt and job.progress.get("step", 0) > step
 
 
-def test_kill_9_of_the_program_the_worker_and_the_whole_cluster_loses_nothing(
-    far_studio: Studio, head: Head, undisturbed: bytes, tmp_path: Path
-) -> None:
+def test_kill_9_of_what_runs_on_a_cluster_loses_nothing(far_studio: Studio, head: Head, undisturbed: bytes, tmp_path: Path) -> None:
     rows = tmp_path / "numbers.jsonl"
     rows.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations(30)))
     far_studio.datasets.add([rows], "numbers")
@@ -205,6 +208,16 @@ def test_kill_9_of_the_program_the_worker_and_the_whole_cluster_loses_nothing(
     assert attempt.ended == "lost" and attempt.reason == f"Nothing was heard of the machine that ran attempt 1 for {SILENCE_S:.0f} seconds."
     second = wait_for(far_studio, job, goes_on(2, 0))
     assert int(second.progress["step"]) > 1  # it went on from there
+    if SOAK:
+        kill_the_cluster(far_studio, head, job)
+    wait_for(far_studio, job, lambda found: found.state == "done", 200)
+    assert [a.name for a in far_studio.adapters.all()] == ["far"] and "Traceback" not in far_studio.job_log(job.id)
+    [adapter] = far_studio.adapters.all()
+    assert (far_studio.adapters.path(adapter) / "adapter_model.safetensors").read_bytes() == undisturbed
+
+
+def kill_the_cluster(far_studio: Studio, head: Head, job: JobRecord) -> None:
+    """The job waits for the cluster, and goes on at its checkpoint when that is back."""
     next(p for p in head.processes() if p.name() == "raylet").kill()  # what runs goes on, or ends with it
     time.sleep(2)
     head.kill()
@@ -214,7 +227,4 @@ def test_kill_9_of_the_program_the_worker_and_the_whole_cluster_loses_nothing(
     step = far_studio.queue.resume_step(job.id)
     head.start()
     done = wait_for(far_studio, job, lambda found: found.state == "done", 200)
-    assert step and done.result["resumed_from_step"] == step and [a.name for a in far_studio.adapters.all()] == ["far"]
-    assert "Traceback" not in far_studio.job_log(job.id)
-    [adapter] = far_studio.adapters.all()
-    assert (far_studio.adapters.path(adapter) / "adapter_model.safetensors").read_bytes() == undisturbed
+    assert step and done.result["resumed_from_step"] == step
