@@ -138,9 +138,9 @@ def test_each_end_of_a_job_is_written_with_it_and_nothing_else(database: Databas
 def test_a_lost_job_is_told_when_it_has_failed_and_nothing_is_written_without_a_webhook(database: Database) -> None:
     jobs, outbox = Jobs(database, notifying=True), Outbox(database)
     claimed(jobs)
-    jobs.requeue_lost(20.0, [], 2)
+    jobs.requeue_lost(20.0, jobs.leases(), 2)
     assert outbox.all() == [] and jobs.claim("w", 21.0, 5.0)
-    jobs.requeue_lost(30.0, [], 2)
+    jobs.requeue_lost(30.0, jobs.leases(), 2)
     assert [entry.event for entry in outbox.all()] == ["job.failed"]
     quiet = Jobs(database)
     quiet.end(claimed(quiet, 2), "failed", "why", 31.0)
