@@ -92,7 +92,7 @@ def test_two_processes_are_paused_together_and_go_on(tmp_path: Path, tiny_base: 
     studio = Studio(tiny_settings(tmp_path / "home"))
     studio.bases.fetch(str(tiny_base))
     try:
-        job = studio.train("Angry bird", "pair", overrides={**OPTIONS, "neftune": 0.0, "devices": 2, "max_steps": 40})
+        job = studio.train("Angry bird", "pair", overrides={**OPTIONS, "neftune": 0.0, "devices": 2, "max_steps": 200})
         studio.worker.start()
         wait_for(lambda: step_of(studio, job) >= 2, LONG_S)
         studio.queue.pause(job.id)
