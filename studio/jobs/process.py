@@ -27,7 +27,7 @@ from studio.training.events import parse_event
 
 GRACE_S = 5.0
 READ_S = 5.0
-TRAINER = ("-m", "studio.training.run", "--log")
+TRAINER = ("-m", "studio.training.run", "--with-log")
 MARK = "STUDIO_ATTEMPT"
 
 

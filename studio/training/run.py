@@ -256,11 +256,11 @@ def main(work: Callable[[JobSpec, Emit], None] = train) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Train one adapter, as the studio's worker does.")
     parser.add_argument("job", type=Path, help="JSON file of a JobSpec")
-    parser.add_argument("--log", action="store_true", help="write what happens to stderr as well, in lines for people")
+    parser.add_argument("--with-log", action="store_true", help="write what happens to stderr as well, in lines for people")
     arguments = parser.parse_args()
     die_with_parent()
     step_back(STARTING)
-    return run(arguments.job, logged(emit_to_stdout, _to_log) if arguments.log else emit_to_stdout, work)
+    return run(arguments.job, logged(emit_to_stdout, _to_log) if arguments.with_log else emit_to_stdout, work)
 
 
 def _to_log(text: str) -> None:

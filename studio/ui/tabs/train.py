@@ -66,7 +66,8 @@ def build(several_gpus: bool) -> TrainTab:
                 filled = form.build(several_gpus)
             with gr.Column(scale=7, min_width=300, elem_id="train-live"):
                 live = board.build()
-    return TrainTab(tab=tab, try_it=try_it, try_button=try_button, trouble=trouble, **filled, copied=gr.State(""), board=live)
+        copied = gr.State("")  # inside: a component between two tabs would be counted as one, and the next ones shown twice
+    return TrainTab(tab=tab, try_it=try_it, try_button=try_button, trouble=trouble, **filled, copied=copied, board=live)
 
 
 class _Events:
