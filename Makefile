@@ -14,9 +14,9 @@ run: base  ## serve the studio on http://127.0.0.1:7860
 demo: base  ## train the angry bird and ask it and the base the same questions
 	$(BIN)/python -m studio demo
 
-test: $(VENV)/.dev base  ## every test but those that need CUDA
+test: $(VENV)/.dev base  ## every test but those that need CUDA, and long ones in their short form
 	@sh scripts/install_browser.sh $(BIN)/python
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not soak"
 
 check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 	$(BIN)/ruff format --check .
@@ -24,9 +24,10 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit
 
-soak: $(VENV)/.dev  ## kill trainings ten times each, and workers at random; upload a million broken files; an hour or so
+soak: $(VENV)/.dev base  ## long tests in full: kill trainings, workers and clusters, upload a million broken files; an hour or so
 	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py \
-		tests/integration/test_upload_fuzz.py tests/integration/test_chaos.py tests/integration/test_executor_contract.py
+		tests/integration/test_upload_fuzz.py tests/integration/test_chaos.py tests/integration/test_executor_contract.py \
+		tests/integration/test_queue.py tests/integration/test_reboot.py tests/e2e
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -203,19 +203,6 @@ def test_a_name_that_is_taken_keeps_the_form(page: Page, app_url: str, adapter: 
     expect(page.locator("#train-history")).to_contain_text(adapter)  # also in a browser that did not start it
 
 
-def test_a_job_that_fails_says_why_and_can_be_retried(page: Page, app_url: str) -> None:
-    open_tab(page, app_url, "Train")
-    open_options(page, "Adapter")
-    page.locator("#train-targets input, #train-targets textarea").fill("nonsense")
-    page.locator("#train-name input, #train-name textarea").fill("Broken")
-    page.locator("#train-start").click()
-    row = page.locator("#train-history li").filter(has_text="Broken")
-    expect(row).to_contain_text("'nonsense' is no linear layer of this model", timeout=TRAIN_MS)
-    row.get_by_role("button", name="Retry").click()
-    expect(page.locator("#board-message")).to_contain_text("Broken is in the queue again.")
-    expect(row).to_contain_text("failed", timeout=TRAIN_MS)
-
-
 @pytest.mark.parametrize("name", TABS)
 def test_a_phone_never_scrolls_sideways(page: Page, app_url: str, adapter: str, name: str) -> None:
     page.set_viewport_size({"width": 390, "height": 844})

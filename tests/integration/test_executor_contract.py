@@ -31,6 +31,7 @@ from tests.trainers import TINY
 SOAK = bool(os.environ.get("STUDIO_SOAK"))
 SILENCE_S = 5.0
 SLOW = {"max_steps": 100_000}
+SHORTLY = ["local", pytest.param("ray", marks=pytest.mark.soak)]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,7 @@ def test_a_job_is_paused_and_resumed_and_its_adapter_has_the_same_bits(
     )
 
 
+@pytest.mark.parametrize("executor", SHORTLY, indirect=True)
 def test_a_cancelled_job_ends_by_itself_and_a_stopped_one_leaves_no_process(executor: Executor, tmp_path: Path, tiny_base: Path) -> None:
     job = Job(tmp_path / "job", tiny_base, **SLOW)
     seen = Seen(executor.submit(launch(job, 1)))
@@ -149,6 +151,7 @@ def is_training(process: psutil.Process, job: Job) -> bool:
     return "studio.training.run" in words and (str(job.folder) in words or launch(job).job_id in words)
 
 
+@pytest.mark.parametrize("executor", SHORTLY, indirect=True)
 def test_a_failure_comes_with_its_cause_and_the_log(executor: Executor, tmp_path: Path, tiny_base: Path) -> None:
     job = Job(tmp_path / "job", tiny_base, rows=[[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]], max_length=32)
     broken = replace(job.spec, config={**job.spec.config, "target_modules": "no_such_layer"}, attempt=1)

@@ -204,6 +204,7 @@ def test_kill_9_of_the_training_process_fails_the_job_with_a_reason_and_a_retry_
     assert_nothing_half_written(studio)
 
 
+@pytest.mark.soak
 def test_kill_9_of_the_worker_requeues_the_job_and_leaves_no_orphan(studio: Studio) -> None:
     job = submit(studio, "a", {**TINY, "max_steps": 300})
     worker = start(studio, "-m", "studio", "worker")

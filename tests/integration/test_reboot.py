@@ -87,6 +87,7 @@ def test_a_job_that_was_paused_before_a_reboot_ends_with_the_same_bytes(studio: 
     assert {a.name for a in studio.adapters.all()} == {"paused", "quiet"}
 
 
+@pytest.mark.soak
 def test_two_processes_are_paused_together_and_go_on(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     studio = Studio(tiny_settings(tmp_path / "home"))
