@@ -102,7 +102,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> by
     return adapter_of(job)
 
 
-PAUSABLE = {"max_steps": 500}  # seconds of steps: a wish takes one or two to travel
+PAUSABLE = {"max_steps": 300}  # seconds of steps: a wish takes one or two to travel
 
 
 def test_a_job_is_paused_and_resumed_and_its_adapter_has_the_same_bits(
