@@ -58,7 +58,11 @@ class Queue:
         """
         name = checked_name("adapter", adapter_name)
         self._check_free(name)
-        record = replace(_new_job(name, base, dataset, config), copied_from=copied_from, **self._placed(priority, after))
+        record = replace(
+            _new_job(name, base.id, (dataset.id, dataset.name, dataset.content_hash), config),
+            copied_from=copied_from,
+            **self._placed(priority, after),
+        )
         return self.jobs.add(record)[0]
 
     def submit_group(
@@ -77,7 +81,7 @@ class Queue:
         for place, variant in enumerate(variants):
             name = checked_name("adapter", variant.name)
             self._check_free(name)
-            record = _new_job(name, base, dataset, variant.config)
+            record = _new_job(name, base.id, (dataset.id, dataset.name, dataset.content_hash), variant.config)
             sweep = {"name": label.strip(), "options": variant.options, "place": place}
             records.append(
                 replace(
@@ -212,21 +216,10 @@ class Queue:
         job = self.get(job_id)
         self._check_dataset(job)
         config = make_config(overrides={**training_config(job), **(changes or {})})
-        frozen = {key: value for key, value in job.config.items() if key in ("dataset_name", "dataset_hash")}
+        learned = (job.dataset_id, job.config["dataset_name"], job.config["dataset_hash"])
         label = checked_name("adapter", name) if name else self.free_name(job.adapter_name)
         self._check_free(label)
-        record = JobRecord(
-            id=files.new_id(),
-            state=QUEUED,
-            adapter_id=files.new_id(),
-            adapter_name=label,
-            base_id=job.base_id,
-            dataset_id=job.dataset_id,
-            config={**config.model_dump(), **frozen},
-            created_at=time.time(),
-            priority=job.priority,
-            copied_from=job.id,
-        )
+        record = replace(_new_job(label, job.base_id, learned, config), priority=job.priority, copied_from=job.id)
         return self.jobs.add(record)[0]
 
     # The order, and the whole queue
@@ -237,8 +230,7 @@ class Queue:
         Raises:
             InvalidInput: it has started or is over, or the priority is out of range.
         """
-        if abs(priority) > MOST_PRIORITY:
-            raise InvalidInput(f"The priority is {priority}: it should be {-MOST_PRIORITY} to {MOST_PRIORITY}, and 0 is usual.")
+        _check_priority(priority)
         return self._moved(job_id, self.jobs.prioritise(job_id, priority), "only a job that has not started has a place in the queue")
 
     def place(self, job_id: str, before: str = "") -> JobRecord:
@@ -298,8 +290,7 @@ class Queue:
 
     def _placed(self, priority: int, after: str) -> dict[str, Any]:
         """The fields of a new job that say when it runs."""
-        if abs(priority) > MOST_PRIORITY:
-            raise InvalidInput(f"The priority is {priority}: it should be {-MOST_PRIORITY} to {MOST_PRIORITY}, and 0 is usual.")
+        _check_priority(priority)
         if not after:
             return {"priority": priority}
         first = self.get(after)
@@ -327,15 +318,22 @@ class Queue:
             raise NameTaken(f"The job {waiting.id} ({waiting.state}) already makes an adapter named {name!r}; choose another name.")
 
 
-def _new_job(name: str, base: BaseRecord, dataset: DatasetRecord, config: TrainConfig) -> JobRecord:
+def _check_priority(priority: int) -> None:
+    if abs(priority) > MOST_PRIORITY:
+        raise InvalidInput(f"The priority is {priority}: it should be {-MOST_PRIORITY} to {MOST_PRIORITY}, and 0 is usual.")
+
+
+def _new_job(name: str, base_id: str, learned: tuple[str, str, str], config: TrainConfig) -> JobRecord:
+    """A job at the start of its life; `learned` is its dataset's id, name and content hash."""
+    dataset_id, dataset_name, dataset_hash = learned
     return JobRecord(
         id=files.new_id(),
         state=QUEUED,
         adapter_id=files.new_id(),
         adapter_name=name,
-        base_id=base.id,
-        dataset_id=dataset.id,
-        config={**config.model_dump(), "dataset_name": dataset.name, "dataset_hash": dataset.content_hash},
+        base_id=base_id,
+        dataset_id=dataset_id,
+        config={**config.model_dump(), "dataset_name": dataset_name, "dataset_hash": dataset_hash},
         created_at=time.time(),
     )
 

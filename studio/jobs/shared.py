@@ -128,25 +128,15 @@ class Shared:
 
     def _send_file(self, file: Path, path: str, go_on: Callable[[], None]) -> str:
         def go() -> str:
-            digest = hashlib.sha256()
             with file.open("rb") as source, self._open(path) as out:
-                for block in _blocks(source):
-                    go_on()
-                    digest.update(block)
-                    out.write(block)
-            return digest.hexdigest()
+                return _copy(source, out, go_on)
 
         return self._try(go)
 
     def _fetch(self, path: str, out: BinaryIO, go_on: Callable[[], None]) -> str:
         def go() -> str:
-            digest = hashlib.sha256()
             with self.fs.open(self._at(path), "rb") as source:
-                for block in _blocks(source):
-                    go_on()
-                    digest.update(block)
-                    out.write(block)
-            return digest.hexdigest()
+                return _copy(source, out, go_on)
 
         return self._try(go)
 
@@ -191,6 +181,16 @@ def _inside(name: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
         raise SharedUnavailable(f"The shared place holds a list with the file name {name!r}, which is not used.")
     return path
+
+
+def _copy(source: BinaryIO, out: BinaryIO, go_on: Callable[[], None]) -> str:
+    """Copy block by block, each time asking whether to go on; returns the SHA-256."""
+    digest = hashlib.sha256()
+    for block in _blocks(source):
+        go_on()
+        digest.update(block)
+        out.write(block)
+    return digest.hexdigest()
 
 
 def _blocks(source: BinaryIO) -> Iterator[bytes]:
