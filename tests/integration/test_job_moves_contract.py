@@ -265,7 +265,8 @@ class Line:
 
     def new(self, priority: int, position: float = 0.0) -> str:
         self.number += 1
-        record = replace(job(self.number, 1.0), priority=priority, position=position)
+        # As times are today: a position of exactly 0 stands for none, which no job ever comes near.
+        record = replace(job(self.number, 1.8e9), priority=priority, position=position)
         self.jobs.add(record)
         self.priority[record.id] = priority
         return record.id
