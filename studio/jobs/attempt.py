@@ -16,6 +16,7 @@ from studio.training.control import CANCEL, PAUSE, Wish
 
 POLL_S = 0.4
 USAGE_S = 5.0
+LAST = ("done", "paused", "failed")  # the events that end an attempt
 # How long a wish may take before the process is stopped: a pause waits for the step in progress and its checkpoint.
 PATIENCE_S: dict[Wish, float] = {"": 0.0, CANCEL: 3.0, PAUSE: 60.0}
 STOPPING_S = 8.0  # a program that was told to end is mostly killed after ten seconds
@@ -35,6 +36,7 @@ class Attempt:
         self._progress: dict[str, Any] = {}
         self._renewed = self._looked = float("-inf")
         self._unsaid: list[Event] = []  # not stored yet
+        self._has_said_last = False  # nothing comes behind that
         self._is_away = False  # the database
         self._wish: Wish = ""
         self._deadline = float("inf")
@@ -89,7 +91,8 @@ class Attempt:
 
     def _hear(self, status: int | None) -> None:
         events = self.run.events()
-        if status is None and time.monotonic() - self._looked > USAGE_S:
+        self._has_said_last = self._has_said_last or any(kind in LAST for _, kind, _ in events)
+        if status is None and not self._has_said_last and time.monotonic() - self._looked > USAGE_S:
             self._looked, usage = time.monotonic(), self.run.usage()
             events += [(time.time(), "usage", usage)] if usage else []
         for _, kind, data in events:
