@@ -26,6 +26,7 @@ from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
 from studio.bases.loading import device_name, load_tokenizer
 from studio.bases.sources import Say
+from studio.chat.engine import Limits
 from studio.chat.sampling import Sampling
 from studio.chat.service import BASE_NAME, Chat, Reply, Stream
 from studio.datasets.changes import Changes
@@ -111,7 +112,7 @@ class Studio:
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
-        self.chat = Chat(self.bases, self.adapters, settings.quantization, settings.slots, settings.max_batch)
+        self.chat = Chat(self.bases, self.adapters, settings.quantization, Limits(slots=settings.slots, max_batch=settings.max_batch))
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)

@@ -1,110 +1,260 @@
-"""The bank: which adapter lies in which slot of the resident model.
+"""The bank: which adapters lie in which slots of the resident model.
 
-A slot is known by its adapter's content hash, so a request can only ever meet the weights that it named. The least
-recently used adapter that nobody uses makes room; the base's slot is never touched.
+An adapter is known by its content hash. It is on disk, in the machine's memory (`host`), or in a slot where the model computes with
+it. A slot belongs to a class of ranks and carries a generation that every installation raises, so that a request can only ever meet
+the weights that it named. The least recently used adapter that nobody uses makes room; slots in use and pinned ones never do.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from studio.errors import IncompatibleAdapter
-from studio.lora.files import AdapterWeights
-from studio.lora.frozen import replace_module
-from studio.lora.injection import linear_layers
-from studio.lora.linear import shape
-from studio.lora.serving import BASE_SLOT, BankLinear, Routing
+from studio.chat.host import AdapterSource, HostTier
+from studio.chat.runner import Runner
+from studio.errors import IncompatibleAdapter, StudioError
+from studio.lora.files import AdapterWeights, PrefixWeights
+from studio.lora.serving import AdaptedInput, Routing, Share, rank_class
 
 
 class BankFull(Exception):
     """Every slot is in use by a running request; the caller waits until one ends."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One adapter in a voice, and its weight, from 0 to 2."""
+
+    source: AdapterSource
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Who speaks: a weighted sum of adapters; none is the base."""
+
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What tells this voice's keys and values from all others'; empty for the base."""
+        return "+".join(f"{part.source.sha256}:{part.weight!r}" for part in self.parts)
+
+
+BASE = Voice()
+
+
+@dataclass
+class _Slot:
+    """A place in a stack, and who has it."""
+
+    rank: int
+    index: int
+    generation: int
+    sha256: str
+    users: int = 0
+    weights: AdapterWeights | None = None
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The slots that a voice has until `release`, as they were when it got them, and its prefix if it has one."""
+
+    slots: tuple[tuple[_Slot, int, float], ...] = ()  # slot, generation, weight
+    prefix: PrefixWeights | None = None
+    install_ms: float = 0.0
+
+
+@dataclass
+class _Class:
+    """The slots of one class of ranks."""
+
+    size: int = 0  # slots that the stacks have
+    free: list[int] = field(default_factory=list)
+
+
 class Bank:
     """Slots for adapters in a model. Owned by the thread that runs the model.
 
     Args:
-        model: its linear layers are wrapped. slots: adapters that fit at once.
+        runner: the model. routing: as the runner has it. slots: adapters that may lie in slots at once. host: where they come from.
     """
 
-    def __init__(self, model: Any, slots: int) -> None:
-        self.device = model.device
-        # On the CPU a product with so thin a matrix is four times as fast in float32 as in bf16.
-        self.dtype = torch.float32 if self.device.type == "cpu" else model.dtype
-        self.routing = Routing()
-        self.layers = {name: BankLinear(layer, self.routing, slots + 1) for name, layer in linear_layers(model).items()}
-        self._shapes = {name: shape(layer.base) for name, layer in self.layers.items()}
-        for name, layer in self.layers.items():
-            replace_module(model, name, layer)
-        self._free = list(range(slots, BASE_SLOT, -1))
-        self._resident: OrderedDict[str, int] = OrderedDict()  # content hash → slot, least recently used first
-        self._users: dict[str, int] = {}
+    def __init__(self, runner: Runner, routing: Routing, slots: int, host: HostTier) -> None:
+        self.runner, self.routing, self.slots, self.host = runner, routing, slots, host
+        self._inputs: dict[str, AdaptedInput] = {name: one for one in runner.inputs for name in one.names}
+        self._resident: OrderedDict[str, _Slot] = OrderedDict()  # least recently used first
+        self._classes: dict[int, _Class] = {}
+        self._generation = 0
+        self._pinned: set[str] = set()
+        self._squares: dict[str, Tensor] = {}
 
-    def acquire(self, sha256: str, load: Callable[[], AdapterWeights]) -> tuple[int, float]:
-        """The adapter's slot, which stays its own until `release`, and the milliseconds that installing it took.
+    def missing(self, voice: Voice) -> list[AdapterSource]:
+        """What of a voice lies in no slot; any thread may ask."""
+        return [part.source for part in voice.parts if part.source.sha256 not in self._resident]
+
+    def acquire(self, voice: Voice) -> Lease:
+        """Slots for a voice, all of which is in slots or in memory; they stay its own until `release`.
 
         Raises:
-            BankFull: try again when a request has ended. IncompatibleAdapter: it does not fit the base's layers; no
-                slot has changed. StudioError: whatever `load` raises.
+            BankFull: try again when a request has ended. IncompatibleAdapter: it does not fit the base's layers.
         """
         started = time.perf_counter()
-        slot = self._resident.get(sha256)
-        if slot is None:
-            slot = self._take_slot()
-            try:
-                self._install(slot, load())
-            except BaseException:
-                self._clear(slot)
-                self._free.append(slot)
-                raise
-            self._resident[sha256] = slot
-        self._resident.move_to_end(sha256)
-        self._users[sha256] = self._users.get(sha256, 0) + 1
-        return slot, (time.perf_counter() - started) * 1e3
+        taken: list[tuple[_Slot, int, float]] = []
+        prefix = None
+        try:
+            for part in voice.parts:
+                weights = self._weights(part.source)
+                if weights is not None and weights.prefix is not None:
+                    prefix = _only_prefix(prefix, weights.prefix, part.weight)
+                    continue
+                slot = self._resident.get(part.source.sha256) or self._install(part.source.sha256, weights)
+                slot.users += 1
+                self._resident.move_to_end(slot.sha256)
+                taken.append((slot, slot.generation, part.weight))
+        except BaseException:
+            self.release(Lease(tuple(taken)))
+            raise
+        return Lease(tuple(taken), prefix, (time.perf_counter() - started) * 1e3)
 
-    def release(self, sha256: str) -> None:
-        """One user less; the adapter stays resident until its slot is needed."""
-        self._users[sha256] -= 1
-        if self._users[sha256] == 0:
-            del self._users[sha256]
+    def release(self, lease: Lease) -> None:
+        """One user less; the adapters stay in their slots until those are needed."""
+        for slot, _, _ in lease.slots:
+            slot.users -= 1
 
-    def route(self, slots: list[int]) -> None:
-        """Route row i of the next forward pass to `slots[i]`."""
-        self.routing.set(slots, self.device)
+    def route(self, leases: Sequence[Lease]) -> None:
+        """Route row i of the next forward pass to what `leases[i]` holds."""
+        rows = []
+        for lease in leases:
+            for slot, generation, _ in lease.slots:
+                if slot.generation != generation or self._resident.get(slot.sha256) is not slot:
+                    raise RuntimeError("a slot changed hands while it was leased")
+            rows.append([Share(slot.rank, slot.index, weight) for slot, _, weight in lease.slots if weight])
+        one = self.runner.inputs[0]
+        self.routing.set(rows, one.device, one.dtype)
+
+    def pin(self, sha256s: set[str]) -> None:
+        """These keep their slots, and their places in memory, once they have them."""
+        self._pinned = set(sha256s)
+        self.host.pin(self._pinned)
 
     @property
     def resident(self) -> list[str]:
         """Content hashes of the adapters that are in slots."""
         return list(self._resident)
 
-    def _take_slot(self) -> int:
-        if self._free:
-            return self._free.pop()
-        idle = next((sha for sha in self._resident if sha not in self._users), None)
-        if idle is None:
-            raise BankFull
-        slot = self._resident.pop(idle)
-        self._clear(slot)
+    def slot_bytes(self) -> int:
+        """What the stacks take."""
+        return sum(one.slot_bytes(rank) * held.size for rank, held in self._classes.items() for one in self.runner.inputs)
+
+    def _weights(self, source: AdapterSource) -> AdapterWeights | None:
+        """What was read of an adapter; None where it lies in a slot already."""
+        return None if source.sha256 in self._resident else self.host.want(source).result().weights
+
+    def _install(self, sha256: str, weights: AdapterWeights | None) -> _Slot:
+        assert weights is not None
+        self._check(weights)
+        rank = rank_class(weights.rank)
+        index = self._take(rank)
+        try:
+            self._fill(rank, index, weights)
+        except BaseException:
+            self._classes[rank].free.append(index)
+            raise
+        self._generation += 1
+        slot = self._resident[sha256] = _Slot(rank, index, self._generation, sha256)
         return slot
 
-    def _install(self, slot: int, weights: AdapterWeights) -> None:
-        if weights.kind != "lora":
-            kind = "DoRA" if weights.kind == "dora" else weights.kind
-            raise IncompatibleAdapter(
-                f"The adapter is a {kind} adapter; the chat serves LoRA adapters so far. Export it and use it with PEFT."
-            )
+    def _check(self, weights: AdapterWeights) -> None:
         for name, (a, b) in weights.pairs.items():
-            if name not in self.layers:
+            if name not in self._inputs:
                 raise IncompatibleAdapter(f"The adapter has weights for {name!r}, which is no linear layer of the resident base.")
-            if (b.shape[0], a.shape[1]) != self._shapes[name]:
-                got, wanted = (b.shape[0], a.shape[1]), self._shapes[name]
+            one = self._inputs[name]
+            got, wanted = (b.shape[0], a.shape[1]), (one.d_outs[one.names.index(name)], one.d_in)
+            if got != wanted:
                 raise IncompatibleAdapter(f"The adapter's weights for {name!r} are for a layer of {got}; the resident base's is {wanted}.")
-        for name, (a, b) in weights.pairs.items():
-            self.layers[name].install(slot, a, b * weights.scale, self.dtype, self.device)
 
-    def _clear(self, slot: int) -> None:
-        for layer in self.layers.values():
-            layer.clear(slot)
+    def _take(self, rank: int) -> int:
+        """A free slot of a class; stacks grow while adapters are few, and the least recently used makes room afterwards."""
+        held = self._classes.setdefault(rank, _Class())
+        if len(self._resident) >= self.slots:
+            self._evict(rank)
+        if not held.free:
+            self._resize(rank, min(self.slots, max(1, 2 * held.size)))
+        held.free.sort(reverse=True)  # the lowest first: a mixed step reads all slots up to the highest in use
+        return held.free.pop()
+
+    def _evict(self, rank: int) -> None:
+        """Take the slot of the least recently used that nobody uses, of the same class where one is."""
+        idle = [slot for slot in self._resident.values() if not slot.users and slot.sha256 not in self._pinned]
+        if not idle:
+            raise BankFull
+        slot = next((slot for slot in idle if slot.rank == rank), idle[0])
+        del self._resident[slot.sha256]
+        self._classes[slot.rank].free.append(slot.index)
+        if slot.rank != rank:
+            self._resize(slot.rank, self._classes[slot.rank].size - len(self._classes[slot.rank].free))
+
+    def _resize(self, rank: int, size: int) -> None:
+        """Give a class another number of slots, its adapters at the beginning."""
+        mine = [slot for slot in self._resident.values() if slot.rank == rank]
+        moves = [(slot.index, new) for new, slot in enumerate(mine)]
+        for one in self.runner.inputs:
+            one.resize(rank, size, moves)
+        for slot, (_, new) in zip(mine, moves, strict=True):
+            slot.index = new
+        held = self._classes[rank]
+        held.size, held.free = size, list(range(len(mine), size))
+
+    def _fill(self, rank: int, index: int, weights: AdapterWeights) -> None:
+        """Copy an adapter into a slot, all layers in a few calls."""
+        names, size = set(weights.pairs), self._classes[rank].size
+        targets: list[Tensor] = []
+        empty: list[Tensor] = []
+        sources: list[Tensor] = []
+        gains = self._gains(weights)
+        for one in self.runner.inputs:
+            mine, zeros = one.places(rank, size, index, weights.rank, names)
+            targets += mine
+            empty += zeros
+            for name in (name for name in one.names if name in names):
+                a, b = weights.pairs[name]
+                scaled = b.float() * weights.scale
+                sources += [a, scaled * gains[name].unsqueeze(1) if name in gains else scaled]
+        if empty:
+            torch._foreach_zero_(empty)
+        torch._foreach_copy_(targets, sources)
+        for name, gain in gains.items():
+            self._inputs[name].set_gain(rank, index, name, gain - 1)
+
+    def _gains(self, weights: AdapterWeights) -> dict[str, Tensor]:
+        """g = m / ‖W + s·B A‖ by row of each layer of a DoRA, (d_out,), float32, from products with W alone (see `DoraLinear`)."""
+        gains = {}
+        for name, magnitude in weights.magnitudes.items():
+            a, b = (tensor.float().to(self.runner.device) for tensor in weights.pairs[name])
+            cross = (self.runner.product(name, a.to(self.runner.dtype)).float().T * b).sum(dim=1)  # ⟨wAᵀ, b⟩
+            own = ((b @ (a @ a.T)) * b).sum(dim=1)
+            squares = self._row_squares(name) + 2 * weights.scale * cross + weights.scale**2 * own
+            norms = squares.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+            gains[name] = (magnitude.float().to(norms.device) / norms).to(b.device)
+            if not torch.isfinite(gains[name]).all():
+                raise StudioError("The adapter holds numbers that are not finite; it cannot be used. Train it again with a lower learning_rate.")
+        return {name: gain.cpu() for name, gain in gains.items()}
+
+    def _row_squares(self, name: str) -> Tensor:
+        """‖W‖² by row, (d_out,), of a layer, whatever form its weights have: W is what it makes of the unit vectors."""
+        if name not in self._squares:
+            units = torch.eye(self._inputs[name].d_in, dtype=self.runner.dtype, device=self.runner.device)
+            self._squares[name] = self.runner.product(name, units).float().square().sum(dim=0)
+        return self._squares[name]
+
+
+def _only_prefix(there: PrefixWeights | None, prefix: PrefixWeights, weight: float) -> PrefixWeights:
+    if there is not None:
+        raise IncompatibleAdapter("A blend may hold one prefix adapter, and this one holds two; leave one of them out.")
+    if weight != 1:
+        raise IncompatibleAdapter(f"A prefix adapter speaks with weight 1 or not at all, and this one has {weight:g}; set it to 1.")
+    return prefix

@@ -1,8 +1,8 @@
 """The scheduler: one thread owns the resident model and decodes requests of different adapters together.
 
-A request is prefilled alone, then joins the running batch; at each step every row gets one token, whatever adapters
-its neighbours use. What goes wrong with one request ends that request. Nothing here knows of names, conversations
-or the page.
+A request's adapters are read on a thread of their own and get slots between two steps. Its prompt is computed in pieces, between
+which the others go on; then it joins the running batch, where at each step every row gets one token, whatever adapters its
+neighbours use. What goes wrong with one request ends that request. Nothing here knows of names, conversations or the page.
 """
 
 import hashlib
@@ -10,84 +10,83 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from studio.chat.bank import Bank, BankFull
-from studio.chat.cache import BatchCache
-from studio.chat.sampling import Sampling, make_generator, next_token
+from studio.chat.bank import BASE, Bank, BankFull, Lease, Voice
+from studio.chat.host import AdapterSource, HostTier
+from studio.chat.kv import Kept, KvBatch, KvStore
+from studio.chat.runner import Runner, make_runner
+from studio.chat.sampling import Sampling, logprobs_of, make_generator, next_tokens
+from studio.chat.speech import Speech
+from studio.chat.ticket import Finished, Ticket
+from studio.chat.waiting import in_turn
 from studio.errors import InvalidInput, StudioError
-from studio.lora.files import AdapterWeights
-from studio.lora.serving import BASE_SLOT
+from studio.lora.files import PrefixWeights
+from studio.lora.serving import Routing
 
 log = logging.getLogger(__name__)
 CLOSED = "The chat was closed while the request waited; send it again."
+PINNED = "Every slot for adapters is pinned; unpin one, or raise STUDIO_SLOTS."
+NOT_FINITE = "The adapter gave numbers that are not finite; it cannot be used. Train it again with a lower learning_rate."
+PIECE, PIECE_ALONE = 64, 512  # tokens of a prompt at a time, beside others who speak and without
+PATIENCE_S = 2.0  # for so long others may pass a request for which there is no slot
+MIN_SHARED = 16  # tokens of a prompt that another waits for too, from which on it is kept at once
+MB = 2**20
 
 
 @dataclass(frozen=True)
-class AdapterSource:
-    """An adapter that a request names: its content hash, and how to read it if it is not resident."""
+class Limits:
+    """How much an engine holds.
 
-    sha256: str
-    load: Callable[[], AdapterWeights]
+    slots: adapters that lie in slots at once. max_batch: rows decoded together. host_mb: adapters in the machine's memory.
+    kv_mb: keys and values of conversations that may go on. packed: whether int8 may stand for quantized weights on the CPU.
+    """
 
-
-@dataclass(frozen=True)
-class Finished:
-    """What a request measured. Times are milliseconds; `reason` is stop, length or cancelled."""
-
-    tokens: int
-    prompt_tokens: int
-    reason: str
-    swap_ms: float
-    ttft_ms: float
-    tokens_per_s: float
+    slots: int = 16
+    max_batch: int = 16
+    host_mb: int = 1024
+    kv_mb: int = 512
+    packed: bool = True
 
 
-@dataclass
-class Ticket:
-    """A request on its way. Iterate for pieces of text; `finished` is there at the end."""
-
-    token_ids: list[int]
-    sampling: Sampling
-    adapter: AdapterSource | None
-    finished: Finished | None = None
-    cancelled: bool = False
-    submitted: float = field(default_factory=time.perf_counter)
-    pieces: "queue.SimpleQueue[str | Exception | None]" = field(default_factory=queue.SimpleQueue)
-
-    def cancel(self) -> None:
-        """Stop soon; what was said so far stands."""
-        self.cancelled = True
-
-    def __iter__(self) -> Iterator[str]:
-        while (piece := self.pieces.get()) is not None:
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
-
-    def text(self) -> str:
-        """Wait for the whole reply."""
-        return "".join(self)
-
-
-@dataclass
+@dataclass(eq=False)
 class _Row:
-    """A request in the running batch."""
+    """A request that has slots."""
 
     ticket: Ticket
-    slot: int
+    lease: Lease
     swap_ms: float
     generator: torch.Generator
+    speech: Speech
+    kv: KvBatch | None = None  # until it joins the batch
+    computed: int = 0  # tokens of the prompt
+    reused: int = 0
     started: float = 0.0
     ttft_ms: float = 0.0
     token_ids: list[int] = field(default_factory=list)
-    said: int = 0  # characters that were sent
+
+    @property
+    def left(self) -> int:
+        return len(self.ticket.token_ids) - self.computed
+
+    # What fairness looks at.
+    @property
+    def user(self) -> str:
+        return self.ticket.user
+
+    @property
+    def voice_key(self) -> str:
+        return self.ticket.voice_key
+
+    @property
+    def submitted(self) -> float:
+        return self.ticket.submitted
 
 
 class Engine:
@@ -97,7 +96,7 @@ class Engine:
     have used OpenMP, its workers go to sleep between products, and decoding on two cores takes 1.6 times as long.
 
     Args:
-        load: gives the model, in eval mode, and its tokenizer. slots: resident adapters. max_batch: rows decoded together.
+        load: gives the model, in eval mode, and its tokenizer. limits: how much is held.
 
     Raises:
         StudioError: whatever `load` raises.
@@ -105,14 +104,19 @@ class Engine:
 
     model: Any
     tokenizer: Any
+    runner: Runner
     bank: Bank
 
-    def __init__(self, load: Callable[[], tuple[Any, Any]], slots: int, max_batch: int) -> None:
-        self._load, self.slots, self.max_batch = load, slots, max_batch
+    def __init__(self, load: Callable[[], tuple[Any, Any]], limits: Limits) -> None:
+        self._load, self.limits = load, limits
         self._inbox: queue.SimpleQueue[Ticket | Future[Any] | None] = queue.SimpleQueue()
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: list[Ticket] = []
+        self._prefilling: list[_Row] = []
         self._rows: list[_Row] = []
-        self._cache = BatchCache()
+        self._kv = KvBatch()
+        self.kept = KvStore(limits.kv_mb * MB)
+        self.host = HostTier(limits.host_mb * MB, self._wake)
+        self._turn = 0
         self._closed = False
         self._door = threading.Lock()  # between those who submit and the thread's end
         loaded: Future[None] = Future()
@@ -120,8 +124,13 @@ class Engine:
         self._thread.start()
         loaded.result()
 
-    def submit(self, token_ids: list[int], sampling: Sampling, adapter: AdapterSource | None = None) -> Ticket:
-        """Queue a request for the tokens that follow `token_ids`; `adapter` None is the base.
+    def submit(
+        self, token_ids: list[int], sampling: Sampling, voice: Voice = BASE, user: str = "", wants_distribution: bool = False
+    ) -> Ticket:
+        """Queue a request for the tokens that follow `token_ids`.
+
+        Args:
+            voice: who speaks; the base if left out. user: for fairness. wants_distribution: see `Ticket`.
 
         Raises:
             InvalidInput: prompt and reply do not fit the base's context. StudioError: the engine is closed.
@@ -131,27 +140,44 @@ class Engine:
                 f"The conversation has {len(token_ids)} tokens and the reply may have {sampling.max_tokens}, but this base's "
                 f"context is {self.context}; start a new conversation or lower the length."
             )
-        ticket = Ticket(token_ids, sampling, adapter)
+        ticket = Ticket(token_ids, sampling, voice, user, wants_distribution, _wake=self._wake)
+        self._is_ready(ticket)  # so that reading begins at once
         self._put(ticket)
         return ticket
 
     @property
     def busy(self) -> bool:
         """Whether somebody is being answered or waits for it."""
-        return bool(self._rows or self._waiting) or not self._inbox.empty()
+        return bool(self._rows or self._prefilling or self._waiting) or not self._inbox.empty()
 
     def checksum(self) -> str:
         """SHA-256 over the base's weights as they lie in memory, taken between two steps."""
-        task: Future[str] = Future()
-        task.work = self._checksum  # type: ignore[attr-defined]
+        return self.call(self._checksum)
+
+    def pin(self, sha256s: set[str]) -> None:
+        """Adapters that keep their places once they have them."""
+        self.call(lambda: self.bank.pin(sha256s))
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Do something on the engine's thread, between two steps, and wait for it.
+
+        Raises:
+            StudioError: the engine is closed. Else what `work` raises.
+        """
+        task: Future[Any] = Future()
+        task.work = work  # type: ignore[attr-defined]
         self._put(task)
         return task.result()
 
     def close(self) -> None:
         """End the thread; running and waiting requests end with a plain error."""
         self._closed = True
-        self._inbox.put(None)
+        self._wake()
         self._thread.join()
+        self.host.close()
+
+    def _wake(self) -> None:
+        self._inbox.put(None)
 
     def _put(self, message: "Ticket | Future[Any]") -> None:
         with self._door:
@@ -169,8 +195,11 @@ class Engine:
         loaded.set_result(None)
         try:
             while not self._closed:
-                self._receive()
+                self._receive(is_idle=not (self._rows or self._prefilling))
                 self._admit()
+                self._drop_cancelled()
+                if self._prefilling:
+                    self._prefill()
                 if self._rows:
                     self._step()
         finally:
@@ -180,153 +209,293 @@ class Engine:
         """Tell everybody who still waits that nothing more will come."""
         with self._door:
             self._closed = True
-        left: list[Any] = [row.ticket for row in self._rows] + list(self._waiting)
+        left: list[Any] = [row.ticket for row in self._rows + self._prefilling] + self._waiting
         while not self._inbox.empty():
             left.append(self._inbox.get())
         for message in left:
             if isinstance(message, Ticket):
-                message.pieces.put(StudioError(CLOSED))
+                message.end(StudioError(CLOSED))
             elif message is not None:
                 message.set_exception(StudioError(CLOSED))
 
     def _set_up(self) -> None:
-        """Load, and run once: the first forward pass of 4-bit layers may repack their weights; afterwards they never change."""
+        """Load; the probe of the runner is the first forward pass, after which the weights never change."""
         self.model, self.tokenizer = self._load()
         self.context = int(getattr(self.model.config, "max_position_embeddings", 2048))
         self._end_ids = _end_ids(self.model, self.tokenizer)
-        self.bank = Bank(self.model, self.slots)
-        self.bank.route([BASE_SLOT])
-        self.model(input_ids=torch.tensor([[0]], device=self.model.device), use_cache=False)
+        routing = Routing()
+        # On the CPU a product with so thin a matrix is several times as fast in float32 as in bf16.
+        dtype = torch.float32 if self.model.device.type == "cpu" else self.model.dtype
+        self.runner = make_runner(self.model, routing, dtype, self.limits.packed)
+        self.bank = Bank(self.runner, routing, self.limits.slots, self.host)
 
-    def _receive(self) -> None:
+    def _receive(self, is_idle: bool) -> None:
         """Take what came in; wait for it where there is nothing else to do."""
-        idle = not self._rows and not self._waiting
-        while idle or not self._inbox.empty():
+        while is_idle or not self._inbox.empty():
             message = self._inbox.get()
-            idle = False
+            is_idle = False
             if isinstance(message, Ticket):
                 self._waiting.append(message)
             elif message is not None:
-                message.set_result(message.work())  # type: ignore[attr-defined]
+                try:
+                    message.set_result(message.work())  # type: ignore[attr-defined]
+                except BaseException as error:  # noqa: BLE001 - it is the caller's
+                    message.set_exception(error)
 
     def _admit(self) -> None:
-        """Prefill waiting requests in their order while there is room."""
-        while self._waiting and len(self._rows) < self.max_batch:
-            ticket = self._waiting[0]
-            try:
-                slot, swap_ms = self._acquire(ticket)
-            except BankFull:
+        """Give slots to waiting requests while there is room, in a fair order."""
+        now = time.perf_counter()
+        for ticket in in_turn(self._waiting, self._rows + self._prefilling):
+            if len(self._rows) + len(self._prefilling) >= self.limits.max_batch:
                 return
-            except Exception as error:  # noqa: BLE001 - the border of one request
-                self._waiting.popleft()
-                self._fail(ticket, error)
-                continue
-            self._waiting.popleft()
-            row = _Row(ticket, slot, swap_ms, make_generator(ticket.sampling.seed))
             try:
-                self._prefill(row)
+                if not self._admit_one(ticket) and now - ticket.submitted > PATIENCE_S and self._is_ready(ticket):
+                    return  # it has been passed for long enough: it gets the next slot
             except Exception as error:  # noqa: BLE001 - the border of one request
-                self._release(ticket)
+                self._waiting.remove(ticket)
                 self._fail(ticket, error)
 
-    def _acquire(self, ticket: Ticket) -> tuple[int, float]:
-        if ticket.adapter is None:
-            return BASE_SLOT, 0.0
-        return self.bank.acquire(ticket.adapter.sha256, ticket.adapter.load)
+    def _admit_one(self, ticket: Ticket) -> bool:
+        """Whether the request has its slots, or needs none any more."""
+        if ticket.is_cancelled:
+            self._waiting.remove(ticket)
+            ticket.finished = Finished(0, len(ticket.token_ids), 0, "cancelled", 0.0, 0.0, 0.0)
+            ticket.end()
+            return True
+        if not self._is_ready(ticket):
+            return False
+        waited_ms = (time.perf_counter() - ticket.submitted) * 1e3
+        try:
+            lease = self.bank.acquire(ticket.voice)
+        except BankFull:
+            if not self._rows and not self._prefilling:
+                raise StudioError(PINNED) from None
+            return False
+        self._waiting.remove(ticket)
+        swap_ms = lease.install_ms + min(waited_ms, sum(future.result().load_ms for future in ticket.reading))
+        speech = Speech(self.tokenizer, ticket.sampling.stop)
+        self._prefilling.append(_Row(ticket, lease, swap_ms, make_generator(ticket.sampling.seed), speech))
+        return True
 
-    def _prefill(self, row: _Row) -> None:
-        from transformers import DynamicCache
+    def _is_ready(self, ticket: Ticket) -> bool:
+        """Whether all that the request names is in memory; what is not is being read from now on.
 
-        cache = DynamicCache()
-        self.bank.route([row.slot])
-        token_ids = torch.tensor([row.ticket.token_ids], device=self.model.device)  # (1, T)
-        logits = self.model(input_ids=token_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+        Raises:
+            StudioError: whatever reading it raised.
+        """
+        for future in ticket.reading:
+            if future.done():
+                future.result()
+        wanted = [self.host.want(source) for source in self.bank.missing(ticket.voice)]
+        ticket.reading += [future for future in wanted if not future.done() and future not in ticket.reading]
+        return all(future.done() for future in wanted)
+
+    def _drop_cancelled(self) -> None:
+        for row in [row for row in self._prefilling if row.ticket.is_cancelled]:
+            self._prefilling.remove(row)
+            self._finish(row, "cancelled")
+        for index in reversed(range(len(self._rows))):
+            if self._rows[index].ticket.is_cancelled:
+                self._leave(index, "cancelled")
+
+    def _prefill(self) -> None:
+        """Compute a piece of one prompt: by turns of the one that is ready soonest, and of the one that waits longest."""
+        self._turn += 1
+        row = min(self._prefilling, key=lambda row: row.left) if self._turn % 2 else self._prefilling[0]
+        try:
+            logits = self._prefill_piece(row)
+        except Exception as error:  # noqa: BLE001 - the border of one request
+            self._prefilling.remove(row)
+            self.bank.release(row.lease)
+            self._fail(row.ticket, error)
+            return
+        if logits is None:
+            return
+        self._prefilling.remove(row)
         row.started = time.perf_counter()
-        self._accept(row, logits)
-        row.ttft_ms = (time.perf_counter() - row.ticket.submitted) * 1e3
-        if not self._end(row):
-            self._cache.join(cache, len(row.ticket.token_ids))
-            self._rows.append(row)
+        row.ttft_ms = (row.started - row.ticket.submitted) * 1e3
+        assert row.kv is not None
+        self._share(row)
+        if row.ticket.wants_distribution:
+            row.ticket.distribution = torch.log_softmax(logits[0].float(), dim=-1).cpu()
+        reason = self._accept([row], logits)[0]
+        if reason:
+            if reason != "failed":
+                self._keep(row, row.kv.keep(0))
+            self._finish(row, reason)
+            return
+        self._kv.join(row.kv)
+        row.kv = None
+        self._rows.append(row)
+
+    def _prefill_piece(self, row: _Row) -> Tensor | None:
+        """Compute the next tokens of a prompt; logits behind the last one, (1, V), float32."""
+        if row.kv is None:
+            self._begin(row)
+        assert row.kv is not None
+        piece = row.ticket.token_ids[row.computed :][: PIECE if self._rows else PIECE_ALONE]
+        self.bank.route([row.lease])
+        logits = self.runner.forward(torch.tensor([piece], device=self.runner.device), row.kv)
+        row.kv.advance(len(piece))
+        row.computed += len(piece)
+        return None if row.left else _finite(logits)
+
+    def _begin(self, row: _Row) -> None:
+        """Take what is known of the prompt's beginning, or the voice's prefix."""
+        prefix = row.lease.prefix.embedding.shape[0] if row.lease.prefix is not None else 0
+        columns = prefix + len(row.ticket.token_ids) + 1
+        kept, common = self.kept.find(row.ticket.voice_key, row.ticket.token_ids)
+        if kept is None and row.lease.prefix is not None:
+            kept = _of_prefix(row.lease.prefix, self.runner)
+        row.kv = KvBatch.starting(kept, prefix + common, columns)
+        row.computed = row.reused = common
+
+    def _share(self, row: _Row) -> None:
+        """Keep a prompt at once where another waits to compute the same, such as an answer with another seed."""
+        assert row.kv is not None
+        mine, key = row.ticket.token_ids, row.ticket.voice_key
+        others = [other.ticket for other in self._prefilling if other.kv is None] + self._waiting
+        if any(other.voice_key == key and other.token_ids[:MIN_SHARED] == mine[:MIN_SHARED] for other in others):
+            self.kept.put(key, mine, row.kv.keep(0))
 
     def _step(self) -> None:
         """One token for every running row."""
-        device = self.model.device
-        self.bank.route([row.slot for row in self._rows])
-        last = torch.tensor([[row.token_ids[-1]] for row in self._rows], device=device)  # (rows, 1)
         try:
-            logits = self.model(
-                input_ids=last,
-                attention_mask=self._cache.mask(device),
-                position_ids=self._cache.positions(device),
-                past_key_values=self._cache.cache,
-                use_cache=True,
-            ).logits[:, -1]  # (rows, V)
-        except Exception as error:  # noqa: BLE001 - the cache is spoiled for all of them
-            for row in self._rows:
-                self._release(row.ticket)
-                self._fail(row.ticket, error)
-            self._rows, self._cache = [], BatchCache()
-            return
-        self._cache.appended()
-        kept = []
-        for index, row in enumerate(self._rows):
+            logits = self._decode(self._rows, self._kv)
+        except Exception:
+            log.exception("A step of %d rows failed; each is tried alone.", len(self._rows))
+            self._end_those_that_fail()
+            if not self._rows:
+                return
             try:
-                self._accept(row, logits[index])
+                logits = self._decode(self._rows, self._kv)
+            except Exception as error:  # noqa: BLE001 - together they cannot go on
+                for index in reversed(range(len(self._rows))):
+                    self._break_off(index, error)
+                return
+        self._kv.advance(1)
+        reasons = self._accept(self._rows, logits)
+        for index in reversed(range(len(self._rows))):
+            if reasons[index]:
+                self._leave(index, reasons[index])
+
+    def _end_those_that_fail(self) -> None:
+        """Try the step with each row alone; nothing is advanced, so what was written is written again."""
+        for index in reversed(range(len(self._rows))):
+            try:
+                self._decode([self._rows[index]], self._kv.alone(index))
             except Exception as error:  # noqa: BLE001 - the border of one request
-                self._release(row.ticket)
+                self._break_off(index, error)
+
+    def _break_off(self, index: int, error: Exception) -> None:
+        ticket = self._rows[index].ticket
+        self._remove(index, is_spoiled=True)
+        self._fail(ticket, error)
+
+    def _decode(self, rows: list[_Row], kv: KvBatch) -> Tensor:
+        """Logits of the next token of each row, (rows, V), float32; writes their keys and values but does not advance."""
+        kv.reserve(1)
+        self.bank.route([row.lease for row in rows])
+        last = torch.tensor([[row.token_ids[-1]] for row in rows], device=self.runner.device)  # (rows, 1)
+        return self.runner.forward(last, kv).float()
+
+    def _accept(self, rows: list[_Row], logits: Tensor) -> list[str]:
+        """Draw each row's next token and send the text that it completes; why each row ends, empty where it goes on."""
+        logits = logits.float()
+        is_finite = torch.isfinite(logits.sum(dim=1)).tolist()
+        if not all(is_finite):
+            logits = torch.nan_to_num(logits)
+        tokens = next_tokens(logits, [r.ticket.sampling for r in rows], [r.generator for r in rows], [r.token_ids for r in rows])
+        reasons = []
+        for index, row in enumerate(rows):
+            try:
+                if not is_finite[index]:
+                    raise StudioError(NOT_FINITE)
+                reasons.append(self._say(row, tokens[index], logits[index]))
+            except Exception as error:  # noqa: BLE001 - the border of one request
                 self._fail(row.ticket, error)
-                continue
-            if not self._end(row):
-                kept.append(index)
-        if len(kept) < len(self._rows):
-            self._cache.keep(kept)
-            self._rows = [self._rows[index] for index in kept]
+                reasons.append("failed")
+        return reasons
 
-    def _accept(self, row: _Row, logits: torch.Tensor) -> None:
-        """Draw the next token and send the text that it completes."""
-        if not torch.isfinite(logits).all():
-            raise StudioError("The adapter gave numbers that are not finite; it cannot be used. Train it again with a lower learning_rate.")
-        row.token_ids.append(next_token(logits, row.ticket.sampling, row.generator))
-        text = self.tokenizer.decode(row.token_ids, skip_special_tokens=True)
-        if len(text) > row.said and not text.endswith("\ufffd"):  # a character may need several tokens
-            row.ticket.pieces.put(text[row.said :])
-            row.said = len(text)
+    def _say(self, row: _Row, token_id: int, logits: Tensor) -> str:
+        sampling, ticket = row.ticket.sampling, row.ticket
+        row.token_ids.append(token_id)
+        if sampling.logprobs is not None:
+            ticket.logprobs.append(logprobs_of(logits, token_id, sampling.logprobs))
+        is_end = token_id in self._end_ids and not sampling.ignore_eos
+        text = "" if is_end else row.speech.add(token_id)
+        ticket.token_count = len(row.token_ids)
+        if text or sampling.logprobs is not None:
+            ticket.say(text)
+        if is_end or row.speech.is_stopped:
+            return "stop"
+        return "length" if len(row.token_ids) >= sampling.max_tokens else ""
 
-    def _end(self, row: _Row) -> bool:
-        """Whether the row has said its last token; if so, tell its owner."""
-        ticket, sampling = row.ticket, row.ticket.sampling
-        if ticket.cancelled:
-            reason = "cancelled"
-        elif row.token_ids[-1] in self._end_ids and not sampling.ignore_eos:
-            reason = "stop"
-        elif len(row.token_ids) >= sampling.max_tokens:
-            reason = "length"
-        else:
-            return False
-        seconds = time.perf_counter() - row.started
-        count = len(row.token_ids)
-        rate = (count - 1) / seconds if count > 1 else 0.0
-        ticket.finished = Finished(count, len(ticket.token_ids), reason, row.swap_ms, row.ttft_ms, rate)
-        self._release(ticket)
-        ticket.pieces.put(None)
-        return True
+    def _leave(self, index: int, reason: str) -> None:
+        """A row has said its last token."""
+        row = self._rows[index]
+        if reason != "failed":
+            self._keep(row, self._kv.keep(index))
+        self._remove(index, is_spoiled=reason == "failed")
+        self._finish(row, reason, is_released=True)
 
-    def _release(self, ticket: Ticket) -> None:
-        if ticket.adapter is not None:
-            self.bank.release(ticket.adapter.sha256)
+    def _remove(self, index: int, is_spoiled: bool) -> None:
+        """Take a row out of the batch; the last one takes its place."""
+        self.bank.release(self._rows[index].lease)
+        self._kv.leave(index, is_spoiled)
+        last = self._rows.pop()
+        if index < len(self._rows):
+            self._rows[index] = last
+
+    def _keep(self, row: _Row, kept: Kept) -> None:
+        """What the conversation's next turn will begin with; the last token was drawn and not computed."""
+        self.kept.put(row.ticket.voice_key, (row.ticket.token_ids + row.token_ids)[:-1], kept)
+
+    def _finish(self, row: _Row, reason: str, is_released: bool = False) -> None:
+        """Tell the owner that nothing more comes; one that failed knows it."""
+        if not is_released:
+            self.bank.release(row.lease)
+        if reason == "failed":
+            return
+        ticket, count = row.ticket, len(row.token_ids)
+        if not row.speech.is_stopped and (rest := row.speech.rest()):
+            ticket.say(rest)
+        seconds = time.perf_counter() - row.started if row.started else 0.0
+        rate = (count - 1) / seconds if count > 1 and seconds else 0.0
+        ticket.finished = Finished(count, len(ticket.token_ids), row.reused, reason, row.swap_ms, row.ttft_ms, rate)
+        ticket.end()
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         if not isinstance(error, StudioError):
             log.error("A chat request failed.", exc_info=error)
             error = StudioError(f"The reply stopped on an error of the studio itself ({type(error).__name__}); send it again.")
-        ticket.pieces.put(error)
+        ticket.end(error)
 
     def _checksum(self) -> str:
         digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
+        for name, tensor in self.runner.tensors().items():
             digest.update(name.encode())
-            digest.update(parameter.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy())
         return digest.hexdigest()
+
+
+def _finite(logits: Tensor) -> Tensor:
+    """Logits as float32.
+
+    Raises:
+        StudioError: some are not finite.
+    """
+    logits = logits.float()
+    if not torch.isfinite(logits.sum()):
+        raise StudioError(NOT_FINITE)
+    return logits
+
+
+def _of_prefix(prefix: PrefixWeights, runner: Runner) -> Kept:
+    """A prefix as keys and values of every layer, (H, n, D) each, in the model's dtype."""
+    by_layer = prefix.embedding.view(prefix.embedding.shape[0], prefix.layers, 2, prefix.heads, -1)  # (n, L, 2, H, D)
+    by_layer = by_layer.to(device=runner.device, dtype=runner.dtype).permute(1, 2, 3, 0, 4)  # (L, 2, H, n, D)
+    return Kept([layer[0] for layer in by_layer], [layer[1] for layer in by_layer])
 
 
 def _end_ids(model: Any, tokenizer: Any) -> set[int]:
@@ -334,3 +503,6 @@ def _end_ids(model: Any, tokenizer: Any) -> set[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}
+
+
+__all__ = ["AdapterSource", "Engine", "Finished", "Limits", "Ticket", "Voice"]

@@ -9,7 +9,8 @@ from typing import Any
 from storage.records import AdapterRecord, BaseRecord
 from studio.adapters.catalog import AdapterCatalog, check_base
 from studio.bases.catalog import BaseCatalog
-from studio.chat.engine import AdapterSource, Engine, Ticket
+from studio.chat.bank import BASE, Part, Voice
+from studio.chat.engine import AdapterSource, Engine, Limits, Ticket
 from studio.chat.sampling import Sampling
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, InvalidInput
@@ -66,12 +67,11 @@ class Chat:
     """The resident base and everything that speaks through it.
 
     Args:
-        bases, adapters: the catalogs. quantization: how the resident base is held. slots, max_batch: see `Engine`.
+        bases, adapters: the catalogs. quantization: how the resident base is held. limits: see `Limits`.
     """
 
-    def __init__(self, bases: BaseCatalog, adapters: AdapterCatalog, quantization: str, slots: int, max_batch: int) -> None:
-        self.bases, self.adapters, self.quantization = bases, adapters, quantization
-        self.slots, self.max_batch = slots, max_batch
+    def __init__(self, bases: BaseCatalog, adapters: AdapterCatalog, quantization: str, limits: Limits) -> None:
+        self.bases, self.adapters, self.quantization, self.limits = bases, adapters, quantization, limits
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._base: BaseRecord | None = None
@@ -130,7 +130,7 @@ class Chat:
             if self._engine is not None and self._base is not None and self._base.id == base.id:
                 return self._engine
             self._drop()
-            self._engine = load_engine(self.bases.path(base), self.quantization, self.slots, self.max_batch)
+            self._engine = load_engine(self.bases.path(base), self.quantization, self.limits)
             self._base = base
             return self._engine
 
@@ -150,8 +150,8 @@ class Chat:
         if record is not None:
             check_base(record, base)
         engine = self.make_resident(base)
-        source = None if record is None else AdapterSource(record.sha256, lambda: self.adapters.read(record))
-        ticket = engine.submit(prompt_ids(engine.tokenizer, messages), sampling, source)
+        voice = BASE if record is None else Voice((Part(AdapterSource(record.sha256, lambda: self.adapters.read(record))),))
+        ticket = engine.submit(prompt_ids(engine.tokenizer, messages), sampling, voice)
         return Stream(ticket, record, base)
 
     def reply(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord, sampling: Sampling) -> Reply:
@@ -177,14 +177,11 @@ class Chat:
         self._engine, self._base = None, None
 
 
-def load_engine(path: Path, quantization: str, slots: int, max_batch: int) -> Engine:
-    """An engine on a base. int8 layers are held as weights alone, so that they compute what adapters were trained on."""
+def load_engine(path: Path, quantization: str, limits: Limits) -> Engine:
+    """An engine on a base."""
     from studio.bases.loading import load_model, load_tokenizer
-    from studio.lora.frozen import freeze_quantized
 
     def load() -> tuple[Any, Any]:
-        model = load_model(path, quantization)
-        freeze_quantized(model, kinds=("Linear8bitLt",))
-        return model, load_tokenizer(path)
+        return load_model(path, quantization), load_tokenizer(path)
 
-    return Engine(load, slots, max_batch)
+    return Engine(load, limits)

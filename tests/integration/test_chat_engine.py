@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from studio.chat.engine import AdapterSource, Engine, Ticket
+from studio.chat.bank import Lease, Part, Voice
+from studio.chat.engine import AdapterSource, Engine, Limits, Ticket
+from studio.chat.kv import KvBatch
 from studio.chat.sampling import Sampling
 from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
@@ -44,9 +46,13 @@ def adapters(tiny_base: Path) -> list[AdapterSource]:
 
 @pytest.fixture
 def engine(tiny_base: Path) -> Iterator[Engine]:
-    engine = load_engine(tiny_base, "fp32", slots=3, max_batch=8)
+    engine = load_engine(tiny_base, "fp32", Limits(slots=3, max_batch=8))
     yield engine
     engine.close()
+
+
+def voice(*adapters: AdapterSource | None) -> Voice:
+    return Voice(tuple(Part(one) for one in adapters if one is not None))
 
 
 def ids(engine: Engine, prompt: str) -> list[int]:
@@ -54,7 +60,7 @@ def ids(engine: Engine, prompt: str) -> list[int]:
 
 
 def answer(engine: Engine, prompt: str, adapter: AdapterSource | None) -> str:
-    return engine.submit(ids(engine, prompt), GREEDY, adapter).text()
+    return engine.submit(ids(engine, prompt), GREEDY, voice(adapter)).text()
 
 
 def test_200_concurrent_requests_equal_each_given_alone(engine: Engine, adapters: list[AdapterSource]) -> None:
@@ -96,21 +102,24 @@ def test_more_adapters_than_slots_take_turns(engine: Engine, tiny_base: Path) ->
     many = [source(random_adapter(model, seed, 4), f"many-{seed}") for seed in range(10, 20)]
     alone = [answer(engine, "Hello", one) for one in many]
     assert len(set(alone)) == len(many)
-    tickets = [engine.submit(ids(engine, "Hello"), GREEDY, one) for one in many for _ in range(2)]
+    tickets = [engine.submit(ids(engine, "Hello"), GREEDY, voice(one)) for one in many for _ in range(2)]
     assert [t.text() for t in tickets] == [text for text in alone for _ in range(2)]
     assert len(engine.bank.resident) == 3
 
 
 def base_logits(engine: Engine) -> torch.Tensor:
-    """The base's own logits, straight from the model. Only while nothing runs."""
-    engine.bank.route([0])
-    with torch.inference_mode():
-        return engine.model(input_ids=torch.arange(2, 40).unsqueeze(0), use_cache=False).logits
+    """The base's own logits, straight from the model, between two steps."""
+
+    def work() -> torch.Tensor:
+        engine.bank.route([Lease()])
+        return engine.runner.forward(torch.arange(2, 40).unsqueeze(0), KvBatch.starting())
+
+    return engine.call(work)
 
 
 @pytest.mark.parametrize("quantization", ["fp32", "nf4", "int8"])
 def test_the_base_is_bit_identical_after_swaps_and_failures(tiny_base: Path, quantization: str, adapters: list[AdapterSource]) -> None:
-    engine = load_engine(tiny_base, quantization, slots=1, max_batch=4)
+    engine = load_engine(tiny_base, quantization, Limits(slots=1, max_batch=4))
     checksum, logits, text = engine.checksum(), base_logits(engine), answer(engine, "Hello", None)
     for adapter in adapters:
         answer(engine, "Hello", adapter)
@@ -137,8 +146,8 @@ def test_an_adapter_of_nan_fails_alone(engine: Engine, adapters: list[AdapterSou
     poison = AdapterWeights(
         weights.rank, weights.alpha, False, {n: (a, torch.full_like(b, float("nan"))) for n, (a, b) in weights.pairs.items()}
     )
-    neighbours = [engine.submit(ids(engine, "Why?"), GREEDY, adapters[0]) for _ in range(3)]
-    bad = engine.submit(ids(engine, "Why?"), GREEDY, source(poison, "poison"))
+    neighbours = [engine.submit(ids(engine, "Why?"), GREEDY, voice(adapters[0])) for _ in range(3)]
+    bad = engine.submit(ids(engine, "Why?"), GREEDY, voice(source(poison, "poison")))
     with pytest.raises(StudioError, match="not finite"):
         bad.text()
     assert [t.text() for t in neighbours] == [good] * 3
@@ -149,7 +158,7 @@ def test_an_adapter_of_nan_fails_alone(engine: Engine, adapters: list[AdapterSou
 
 def test_cancel_ends_a_reply_and_frees_its_place(engine: Engine, adapters: list[AdapterSource]) -> None:
     endless = Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)
-    ticket = engine.submit(ids(engine, "Hello"), endless, adapters[0])
+    ticket = engine.submit(ids(engine, "Hello"), endless, voice(adapters[0]))
     pieces = iter(ticket)
     first = next(pieces)
     ticket.cancel()
@@ -172,7 +181,7 @@ def test_the_same_seed_draws_the_same_reply(engine: Engine) -> None:
 
 
 def test_close_tells_those_who_wait(tiny_base: Path) -> None:
-    engine = load_engine(tiny_base, "fp32", slots=1, max_batch=1)
+    engine = load_engine(tiny_base, "fp32", Limits(slots=1, max_batch=1))
     endless = Sampling(max_tokens=450, temperature=0.0, ignore_eos=True)
     tickets: list[Ticket] = [engine.submit(ids(engine, "Hello"), endless) for _ in range(3)]
     engine.close()

@@ -1,0 +1,111 @@
+"""Adapters in the machine's memory: read from disk once, on a thread of their own, and kept within a budget.
+
+The thread computes with numpy and never with torch: once two threads of a process have used OpenMP, decoding takes 1.6 times as
+long (see `Engine`).
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from studio.errors import StudioError
+from studio.lora.files import AdapterWeights
+
+log = logging.getLogger(__name__)
+READERS = 2
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """An adapter that a request names: its content hash, and how to read it if it is not in memory."""
+
+    sha256: str
+    load: Callable[[], AdapterWeights]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter in memory, and the milliseconds that reading it took."""
+
+    weights: AdapterWeights
+    size_bytes: int
+    load_ms: float
+
+
+class HostTier:
+    """The adapters that are in the machine's memory, the least recently used thrown away first.
+
+    Args:
+        budget_bytes: what they may take together; the one that is asked for is kept in any case. ready: called on the reading
+            thread whenever something was read, or could not be.
+    """
+
+    def __init__(self, budget_bytes: int, ready: Callable[[], None]) -> None:
+        self.budget_bytes, self.size_bytes = budget_bytes, 0
+        self._ready = ready
+        self._lock = threading.Lock()
+        self._adapters: OrderedDict[str, Future[Loaded]] = OrderedDict()
+        self._pinned: set[str] = set()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="adapter-reader")
+
+    def want(self, source: AdapterSource) -> "Future[Loaded]":
+        """The adapter once it is read; whoever asks first sets off the reading. One that could not be read is tried anew next time."""
+        with self._lock:
+            found = self._adapters.get(source.sha256)
+            if found is None or (found.done() and found.exception() is not None):
+                found = self._adapters[source.sha256] = self._readers.submit(self._read, source)
+                found.add_done_callback(lambda _: self._ready())
+            self._adapters.move_to_end(source.sha256)
+            return found
+
+    def pin(self, sha256s: set[str]) -> None:
+        """These stay in memory once they are there."""
+        with self._lock:
+            self._pinned = set(sha256s)
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, source: AdapterSource) -> Loaded:
+        started = time.perf_counter()
+        weights = source.load()
+        _check_finite(weights)
+        size = sum(tensor.nbytes for tensor in _tensors(weights))
+        loaded = Loaded(weights, size, (time.perf_counter() - started) * 1e3)
+        with self._lock:
+            self.size_bytes += size
+            self._make_room(source.sha256)
+        return loaded
+
+    def _make_room(self, newest: str) -> None:
+        for sha256 in list(self._adapters):
+            if self.size_bytes <= self.budget_bytes:
+                return
+            future = self._adapters[sha256]
+            if sha256 == newest or sha256 in self._pinned or not future.done():
+                continue
+            del self._adapters[sha256]
+            if future.exception() is None:
+                self.size_bytes -= future.result().size_bytes
+
+
+def _tensors(weights: AdapterWeights) -> list[Tensor]:
+    found = [tensor for pair in weights.pairs.values() for tensor in pair] + list(weights.magnitudes.values())
+    return found if weights.prefix is None else [*found, weights.prefix.embedding]
+
+
+def _check_finite(weights: AdapterWeights) -> None:
+    """Every number, as it will be used, is finite: products of other rows are added to zeros times these."""
+    limit = float(np.finfo(np.float32).max)
+    for tensor in _tensors(weights):
+        largest = float(np.abs(tensor.float().numpy()).max(initial=0.0))  # NaN where one is
+        if not largest * max(1.0, abs(weights.scale if weights.pairs else 1.0)) <= limit:
+            raise StudioError("The adapter holds numbers that are not finite; it cannot be used. Train it again with a lower learning_rate.")

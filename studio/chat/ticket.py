@@ -1,0 +1,96 @@
+"""A request on its way through the engine, and what it measured."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from studio.chat.bank import BASE, Voice
+from studio.chat.host import Loaded
+from studio.chat.sampling import Sampling, TokenLogprob
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a request measured. Times are milliseconds; `reason` is stop, length or cancelled.
+
+    `swap_ms` is what its adapters cost it: reading those that were not in memory, and installing those that had no slot.
+    `reused_tokens` of the prompt were known from an earlier turn.
+    """
+
+    tokens: int
+    prompt_tokens: int
+    reused_tokens: int
+    reason: str
+    swap_ms: float
+    ttft_ms: float
+    tokens_per_s: float
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request on its way. Iterate for pieces of text; `finished` is there at the end.
+
+    Args:
+        voice: who speaks. user: for fairness among many. wants_distribution: keep the first token's log-probabilities, (V,).
+    """
+
+    token_ids: list[int]
+    sampling: Sampling
+    voice: Voice = BASE
+    user: str = ""
+    wants_distribution: bool = False
+    finished: Finished | None = None
+    distribution: Tensor | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of each token, where they are wished
+    token_count: int = 0  # of the reply, so far
+    submitted: float = field(default_factory=time.perf_counter)
+    reading: "list[Future[Loaded]]" = field(default_factory=list)  # its adapters that were not in memory when it came
+    _pieces: "queue.SimpleQueue[tuple[str, int] | Exception | None]" = field(default_factory=queue.SimpleQueue)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+    _wake: Callable[[], None] = lambda: None
+
+    @property
+    def voice_key(self) -> str:
+        """See `Voice.key`."""
+        return self.voice.key
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody wants the rest."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Stop at the next step; what was said so far stands."""
+        self._cancelled.set()
+        self._wake()
+
+    def pieces(self) -> Iterator[tuple[str, int]]:
+        """Pieces of text, each with the number of tokens that the reply has by then.
+
+        Raises:
+            StudioError: the request failed; in words for the user.
+        """
+        while (piece := self._pieces.get()) is not None:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for text, _ in self.pieces() if text)
+
+    def text(self) -> str:
+        """Wait for the whole reply."""
+        return "".join(self)
+
+    def say(self, text: str) -> None:
+        """From the engine: a piece of text."""
+        self._pieces.put((text, self.token_count))
+
+    def end(self, error: Exception | None = None) -> None:
+        """From the engine: nothing more comes."""
+        self._pieces.put(error)
