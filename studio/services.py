@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 STALE_S = 24 * 3600.0
 TRY_IT_DATASET = "Angry bird"
-SERVED_METHODS = ("lora",)
+SERVED_METHODS = ("lora", "dora", "prefix")
 ENDED = 5  # jobs that a page may have missed the end of
 KEPT_REPORTS = 16  # one on 50,000 rows takes about 2 MB
 LONGEST_ROWS = 8  # the row with the most tokens is among the few with the most bytes

@@ -241,7 +241,9 @@ class Bank:
             norms = squares.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
             gains[name] = (magnitude.float().to(norms.device) / norms).to(b.device)
             if not torch.isfinite(gains[name]).all():
-                raise StudioError("The adapter holds numbers that are not finite; it cannot be used. Train it again with a lower learning_rate.")
+                raise StudioError(
+                    "The adapter holds numbers that are not finite; it cannot be used. Train it again with a lower learning_rate."
+                )
         return {name: gain.cpu() for name, gain in gains.items()}
 
     def _row_squares(self, name: str) -> Tensor:

@@ -108,4 +108,6 @@ def _check_finite(weights: AdapterWeights) -> None:
     for tensor in _tensors(weights):
         largest = float(np.abs(tensor.float().numpy()).max(initial=0.0))  # NaN where one is
         if not largest * max(1.0, abs(weights.scale if weights.pairs else 1.0)) <= limit:
-            raise StudioError("The adapter holds numbers that are not finite; it cannot be used. Train it again with a lower learning_rate.")
+            raise StudioError(
+                "The adapter holds numbers that are not finite; it cannot be used. Train it again with a lower learning_rate."
+            )

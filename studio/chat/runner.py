@@ -23,7 +23,7 @@ from studio.lora.serving import AdaptedInput, BankLinear, Routing
 log = logging.getLogger(__name__)
 LEAN_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 PROBE = 12  # tokens by which the lean loop is held to the model
-MAX_ERROR = {torch.float32: 1e-3}  # of the probe's logits, relative; see `_same`
+MAX_ERROR = {torch.float32: 1e-3}  # of the probe's logits, relative
 MAX_ERROR_ROUNDED = 0.06
 DENSE_SHARE = 8  # of the machine's memory, the part of it that dense copies may take
 
@@ -140,7 +140,9 @@ class LeanRunner:
         names = {module: name for name, module in model.named_modules()}
         self.blocks = [self._block(block, names) for block in model.model.layers]
         self._head: Product = PackedProduct([model.lm_head], self._dense) if packed else _exact_product([model.lm_head])
-        self._act = model.model.layers[0].mlp.act_fn if hasattr(model.model.layers[0].mlp, "act_fn") else model.model.layers[0].mlp.activation_fn
+        self._act = (
+            model.model.layers[0].mlp.act_fn if hasattr(model.model.layers[0].mlp, "act_fn") else model.model.layers[0].mlp.activation_fn
+        )
 
     def _block(self, block: Any, names: dict[nn.Module, str]) -> _Block:
         attention, mlp = block.self_attn, block.mlp
@@ -218,7 +220,10 @@ class LeanRunner:
     def tensors(self) -> dict[str, Tensor]:
         """As of `Runner`."""
         found = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        products = [(f"product.{number}", p) for number, p in enumerate([*dict.fromkeys(where[0].product for where in self._where.values()), self._head])]
+        products = [
+            (f"product.{number}", p)
+            for number, p in enumerate([*dict.fromkeys(where[0].product for where in self._where.values()), self._head])
+        ]
         return found | {f"{name}.{i}": tensor for name, product in products for i, tensor in enumerate(product.tensors())}
 
 
@@ -237,7 +242,7 @@ def make_runner(model: Any, routing: Routing, dtype: torch.dtype, packed: bool) 
         freeze_quantized(model)  # readable, so that they can be packed; and the reference below is exact
     else:
         freeze_quantized(model, kinds=("Linear8bitLt",))
-    probe = torch.arange(PROBE, device=model.device).unsqueeze(0) % model.config.vocab_size
+    probe = _probe(int(model.config.vocab_size)).to(model.device)
     wanted = model(input_ids=probe, use_cache=False).logits[:, -1].float()
     lean = LeanRunner(model, routing, dtype, packed)
     got = lean.forward(probe, KvBatch.starting()).float()
@@ -248,6 +253,11 @@ def make_runner(model: Any, routing: Routing, dtype: torch.dtype, packed: bool) 
     return PlainRunner(model, routing, dtype)
 
 
+def _probe(vocabulary: int) -> Tensor:
+    """(1, PROBE) tokens from all over the vocabulary: the first ones are special, and a row of those is far from any text."""
+    return torch.randint(vocabulary // 4, vocabulary, (1, PROBE), generator=torch.Generator().manual_seed(0))
+
+
 def _exact_product(layers: list[Any]) -> Product:
     return DenseProduct(layers) if all(type(layer) is nn.Linear for layer in layers) else ModuleProduct(layers)
 
@@ -255,8 +265,10 @@ def _exact_product(layers: list[Any]) -> Product:
 def _is_lean(config: Any) -> bool:
     """Whether a model is of a kind that the loop was written for; whether it computes the same is tried."""
     windows = getattr(config, "layer_types", None) or []
-    return config.model_type in LEAN_TYPES and all(kind == "full_attention" for kind in windows) and not (
-        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return (
+        config.model_type in LEAN_TYPES
+        and all(kind == "full_attention" for kind in windows)
+        and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
     )
 
 

@@ -9,18 +9,16 @@ from typing import Any
 from storage.records import AdapterRecord, BaseRecord
 from studio.adapters.catalog import AdapterCatalog, check_base
 from studio.bases.catalog import BaseCatalog
-from studio.chat.bank import BASE, Part, Voice
-from studio.chat.engine import AdapterSource, Engine, Limits, Ticket
+from studio.chat.engine import Engine, Limits, Ticket
 from studio.chat.sampling import Sampling
+from studio.chat.voices import BASE_NAME, Chosen, choose
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, InvalidInput
-
-BASE_NAME = "base"
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Who made a reply, and how fast. `adapter_sha256` is empty for the base."""
+    """Who made a reply, and how fast. `adapter_sha256` is empty for the base, and of a blend one over all its parts and weights."""
 
     adapter: str
     adapter_id: str
@@ -31,6 +29,8 @@ class Stamp:
     tokens: int
     tokens_per_s: float
     reason: str
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,28 @@ class Reply:
 class Stream:
     """An answer on its way: iterate for pieces of text, then read `stamp`."""
 
-    def __init__(self, ticket: Ticket, adapter: AdapterRecord | None, base: BaseRecord) -> None:
-        self._ticket, self._adapter, self._base = ticket, adapter, base
+    def __init__(self, ticket: Ticket, chosen: Chosen, base: BaseRecord) -> None:
+        self.ticket, self._chosen, self._base = ticket, chosen, base
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._ticket
+        try:
+            yield from self.ticket
+        finally:
+            self.cancel()  # whoever stops listening, such as a browser that is gone, frees the row
 
     def cancel(self) -> None:
         """Stop soon; what was said so far stands."""
-        self._ticket.cancel()
+        self.ticket.cancel()
 
     @property
     def stamp(self) -> Stamp:
         """There once the stream has ended."""
-        done = self._ticket.finished
+        done, who = self.ticket.finished, self._chosen
         assert done is not None
-        name, id_, sha256 = (self._adapter.name, self._adapter.id, self._adapter.sha256) if self._adapter else (BASE_NAME, "", "")
-        return Stamp(name, id_, sha256, self._base.name, done.swap_ms, done.ttft_ms, done.tokens, done.tokens_per_s, done.reason)
+        return Stamp(
+            who.label, who.adapter_id, who.sha256, self._base.name, done.swap_ms, done.ttft_ms, done.tokens, done.tokens_per_s,
+            done.reason, done.prompt_tokens, done.reused_tokens,
+        )  # fmt: skip
 
 
 class Chat:
@@ -134,25 +139,33 @@ class Chat:
             self._base = base
             return self._engine
 
-    def stream(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord, sampling: Sampling) -> Stream:
+    def stream(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord, sampling: Sampling, user: str = "") -> Stream:
         """Start an answer to a conversation.
 
         Args:
-            messages: turns of {role, content}, the last one the user's. adapter: its name or id, or "base".
-            base: the one that is to be resident.
+            messages: turns of {role, content}, the last one the user's. adapter: who speaks, as `voices` reads it.
+            base: the one that is to be resident. user: for fairness among many.
 
         Raises:
             NotFound. IncompatibleAdapter: it was trained on another base. InvalidInput: no message, or too long.
         """
         if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
             raise InvalidInput("There is no message to answer; type one.")
-        record = None if adapter == BASE_NAME else self.adapters.get(adapter)
-        if record is not None:
-            check_base(record, base)
+        chosen = self.choose(adapter, base)
         engine = self.make_resident(base)
-        voice = BASE if record is None else Voice((Part(AdapterSource(record.sha256, lambda: self.adapters.read(record))),))
-        ticket = engine.submit(prompt_ids(engine.tokenizer, messages), sampling, voice)
-        return Stream(ticket, record, base)
+        ticket = engine.submit(prompt_ids(engine.tokenizer, messages), sampling, chosen.voice(self.adapters.read), user)
+        return Stream(ticket, chosen, base)
+
+    def choose(self, adapter: str, base: BaseRecord) -> Chosen:
+        """Who is to speak on a base.
+
+        Raises:
+            NotFound. IncompatibleAdapter: one was trained on another base. InvalidInput: see `voices.choose`.
+        """
+        chosen = choose(adapter, self.adapters.get)
+        for record, _ in chosen.parts:
+            check_base(record, base)
+        return chosen
 
     def reply(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord, sampling: Sampling) -> Reply:
         """Wait for a whole answer. Raises as `stream` does."""

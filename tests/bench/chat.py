@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from studio.chat.engine import AdapterSource
+from studio.chat.bank import BASE, Part, Voice
+from studio.chat.engine import AdapterSource, Limits
 from studio.chat.sampling import Sampling
 from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
@@ -55,10 +56,10 @@ def rate(work: Callable[[], None], tokens: int) -> float:
 
 
 def ours(base: Path, folders: list[Path], tokens: int) -> dict[str, float]:
-    engine = load_engine(base, "nf4", slots=len(folders), max_batch=len(folders))
+    engine = load_engine(base, "nf4", Limits(slots=len(folders), max_batch=len(folders)))
     ids = prompt_ids(engine.tokenizer, PROMPT)
     sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    sources = [AdapterSource(f.name, lambda f=f: read_adapter(f)) for f in folders]
+    sources = [Voice((Part(AdapterSource(f.name, lambda f=f: read_adapter(f))),)) for f in folders]
     cold = []
     for source in sources:
         ticket = engine.submit(ids, Sampling(max_tokens=1, temperature=0.0), source)
@@ -70,7 +71,7 @@ def ours(base: Path, folders: list[Path], tokens: int) -> dict[str, float]:
         ticket.text()
         warm.append(ticket.finished.swap_ms)
 
-    def batch(chosen: list[AdapterSource | None]) -> None:
+    def batch(chosen: list[Voice]) -> None:
         for ticket in [engine.submit(ids, sampling, source) for source in chosen]:
             ticket.text()
 
@@ -79,10 +80,11 @@ def ours(base: Path, folders: list[Path], tokens: int) -> dict[str, float]:
         "load_ms_first": round(cold[0], 1),
         "load_ms_median": round(statistics.median(cold), 1),
         "switch_ms": round(statistics.median(warm), 4),
-        "base_tok_s": rate(lambda: batch([None] * len(folders)), count),
+        "base_tok_s": rate(lambda: batch([BASE] * len(folders)), count),
         "one_adapter_tok_s": rate(lambda: batch([sources[0]] * len(folders)), count),
         "mixed_tok_s": rate(lambda: batch(list(sources)), count),
         "single_stream_tok_s": rate(lambda: batch([sources[0]]), tokens),
+        "single_base_tok_s": rate(lambda: batch([BASE]), tokens),
     }
     engine.close()
     return result

@@ -8,11 +8,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from studio.chat.bank import Bank
+from studio.chat.bank import Bank, Part, Voice
+from studio.chat.host import AdapterSource, HostTier
+from studio.chat.runner import PlainRunner
 from studio.lora.adapter import AdapterSpec, Attached, attach
 from studio.lora.errors import UnknownLayers, UnknownTarget, UnsuitableOption
 from studio.lora.files import AdapterWeights, BadAdapter, adapter_sha256, read_adapter
 from studio.lora.injection import find_targets
+from studio.lora.serving import Routing
 from tests.oracle import TOKENS, adapted_by, assert_same_gradients, copy_into, load_in_peft, perturb, write
 from tests.tiny import FAMILIES, make_gpt2, make_model
 
@@ -76,9 +79,10 @@ def test_ours_loads_pefts_and_computes_the_same(tmp_path: Path, rslora: bool, fa
     weights = read_adapter(tmp_path / "peft")
     assert weights.rslora == rslora and len(weights.pairs) == LINEARS[family]
     model = FAMILIES[family]()
-    bank = Bank(model, slots=2)
-    slot, _ = bank.acquire("x", lambda: weights)
-    bank.route([slot, slot])
+    routing = Routing()
+    bank = Bank(PlainRunner(model, routing, torch.float32), routing, slots=2, host=HostTier(10**9, lambda: None))
+    lease = bank.acquire(Voice((Part(AdapterSource("x", lambda: weights)),)))
+    bank.route([lease])
     torch.testing.assert_close(model(TOKENS).logits, theirs(TOKENS).logits, rtol=0, atol=1e-4)
 
 
