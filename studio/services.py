@@ -26,9 +26,10 @@ from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
 from studio.bases.loading import device_name, load_tokenizer
 from studio.bases.sources import Say
-from studio.chat.engine import Limits
+from studio.chat.engine import Capacity
 from studio.chat.sampling import Sampling
-from studio.chat.service import BASE_NAME, Chat, Reply, Stream
+from studio.chat.service import Chat, Reply, Stream
+from studio.chat.voices import BASE_NAME
 from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
 from studio.datasets.ingest import Counted, Options, uncounted
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 STALE_S = 24 * 3600.0
 TRY_IT_DATASET = "Angry bird"
-SERVED_METHODS = ("lora", "dora", "prefix")
 ENDED = 5  # jobs that a page may have missed the end of
 KEPT_REPORTS = 16  # one on 50,000 rows takes about 2 MB
 LONGEST_ROWS = 8  # the row with the most tokens is among the few with the most bytes
@@ -112,7 +112,7 @@ class Studio:
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
-        self.chat = Chat(self.bases, self.adapters, settings.quantization, Limits(slots=settings.slots, max_batch=settings.max_batch))
+        self.chat = Chat(self.bases, self.adapters, settings.quantization, Capacity(slots=settings.slots, max_batch=settings.max_batch))
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
@@ -424,12 +424,7 @@ class Studio:
 
     def adapters_of(self, base: BaseRecord) -> list[AdapterRecord]:
         """Adapters that can speak through this base."""
-        return [a for a in self.adapters.all() if a.base_fingerprint == base.fingerprint and self.can_chat(a)]
-
-    @staticmethod
-    def can_chat(adapter: AdapterRecord) -> bool:
-        """Whether the chat serves this kind of adapter; the others can be downloaded and used elsewhere."""
-        return adapter.config.get("method", "lora") in SERVED_METHODS
+        return [a for a in self.adapters.all() if a.base_fingerprint == base.fingerprint]
 
     def quantization_cost(self, base: str, quantization: str) -> str:
         """What a form of the weights costs a base, in a sentence; empty where it costs nothing or was not measured."""

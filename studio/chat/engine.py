@@ -41,7 +41,7 @@ MB = 2**20
 
 
 @dataclass(frozen=True)
-class Limits:
+class Capacity:
     """How much an engine holds.
 
     slots: adapters that lie in slots at once. max_batch: rows decoded together. host_mb: adapters in the machine's memory.
@@ -96,7 +96,7 @@ class Engine:
     have used OpenMP, its workers go to sleep between products, and decoding on two cores takes 1.6 times as long.
 
     Args:
-        load: gives the model, in eval mode, and its tokenizer. limits: how much is held.
+        load: gives the model, in eval mode, and its tokenizer. capacity: how much is held.
 
     Raises:
         StudioError: whatever `load` raises.
@@ -107,15 +107,15 @@ class Engine:
     runner: Runner
     bank: Bank
 
-    def __init__(self, load: Callable[[], tuple[Any, Any]], limits: Limits) -> None:
-        self._load, self.limits = load, limits
+    def __init__(self, load: Callable[[], tuple[Any, Any]], capacity: Capacity) -> None:
+        self._load, self.capacity = load, capacity
         self._inbox: queue.SimpleQueue[Ticket | Future[Any] | None] = queue.SimpleQueue()
         self._waiting: list[Ticket] = []
         self._prefilling: list[_Row] = []
         self._rows: list[_Row] = []
         self._kv = KvBatch()
-        self.kept = KvStore(limits.kv_mb * MB)
-        self.host = HostTier(limits.host_mb * MB, self._wake)
+        self.kept = KvStore(capacity.kv_mb * MB)
+        self.host = HostTier(capacity.host_mb * MB, self._wake)
         self._turn = 0
         self._closed = False
         self._door = threading.Lock()  # between those who submit and the thread's end
@@ -152,7 +152,7 @@ class Engine:
 
     def checksum(self) -> str:
         """SHA-256 over the base's weights as they lie in memory, taken between two steps."""
-        return self.call(self._checksum)
+        return str(self.call(self._checksum))
 
     def pin(self, sha256s: set[str]) -> None:
         """Adapters that keep their places once they have them."""
@@ -226,8 +226,8 @@ class Engine:
         routing = Routing()
         # On the CPU a product with so thin a matrix is several times as fast in float32 as in bf16.
         dtype = torch.float32 if self.model.device.type == "cpu" else self.model.dtype
-        self.runner = make_runner(self.model, routing, dtype, self.limits.packed)
-        self.bank = Bank(self.runner, routing, self.limits.slots, self.host)
+        self.runner = make_runner(self.model, routing, dtype, self.capacity.packed)
+        self.bank = Bank(self.runner, routing, self.capacity.slots, self.host)
 
     def _receive(self, is_idle: bool) -> None:
         """Take what came in; wait for it where there is nothing else to do."""
@@ -246,7 +246,7 @@ class Engine:
         """Give slots to waiting requests while there is room, in a fair order."""
         now = time.perf_counter()
         for ticket in in_turn(self._waiting, self._rows + self._prefilling):
-            if len(self._rows) + len(self._prefilling) >= self.limits.max_batch:
+            if len(self._rows) + len(self._prefilling) >= self.capacity.max_batch:
                 return
             try:
                 if not self._admit_one(ticket) and now - ticket.submitted > PATIENCE_S and self._is_ready(ticket):
@@ -475,7 +475,7 @@ class Engine:
         digest = hashlib.sha256()
         for name, tensor in self.runner.tensors().items():
             digest.update(name.encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().data)
         return digest.hexdigest()
 
 
@@ -505,4 +505,4 @@ def _end_ids(model: Any, tokenizer: Any) -> set[int]:
     return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}
 
 
-__all__ = ["AdapterSource", "Engine", "Finished", "Limits", "Ticket", "Voice"]
+__all__ = ["AdapterSource", "Capacity", "Engine", "Finished", "Ticket", "Voice"]

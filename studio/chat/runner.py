@@ -195,7 +195,7 @@ class LeanRunner:
         for index, block in enumerate(self.blocks):
             qkv = block.qkv(block.norm(x)).view(rows, count, -1, self.head_dim)
             if block.q_norm is not None and block.k_norm is not None:
-                parts = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+                parts = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], dim=2)
                 qkv = torch.cat([block.q_norm(parts[0]), block.k_norm(parts[1]), parts[2]], dim=2)
             qkv = qkv.transpose(1, 2)  # (rows, heads, T, D)
             turned = qkv[:, : self.heads + self.kv_heads]
@@ -284,7 +284,7 @@ def _cache(kv: KvBatch, layers: int) -> Any:
     """The batch as transformers asks for it."""
     from transformers.cache_utils import Cache, CacheLayerMixin
 
-    class Layer(CacheLayerMixin):
+    class Layer(CacheLayerMixin):  # type: ignore[misc]
         """One layer of the batch."""
 
         is_sliding = False

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.records import AdapterRecord, BaseRecord
+from storage.records import BaseRecord
 from studio.adapters.catalog import AdapterCatalog, check_base
 from studio.bases.catalog import BaseCatalog
-from studio.chat.engine import Engine, Limits, Ticket
+from studio.chat.engine import Capacity, Engine, Ticket
 from studio.chat.sampling import Sampling
-from studio.chat.voices import BASE_NAME, Chosen, choose
+from studio.chat.voices import Chosen, choose
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, InvalidInput
 
@@ -72,11 +72,11 @@ class Chat:
     """The resident base and everything that speaks through it.
 
     Args:
-        bases, adapters: the catalogs. quantization: how the resident base is held. limits: see `Limits`.
+        bases, adapters: the catalogs. quantization: how the resident base is held. capacity: see `Capacity`.
     """
 
-    def __init__(self, bases: BaseCatalog, adapters: AdapterCatalog, quantization: str, limits: Limits) -> None:
-        self.bases, self.adapters, self.quantization, self.limits = bases, adapters, quantization, limits
+    def __init__(self, bases: BaseCatalog, adapters: AdapterCatalog, quantization: str, capacity: Capacity) -> None:
+        self.bases, self.adapters, self.quantization, self.capacity = bases, adapters, quantization, capacity
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._base: BaseRecord | None = None
@@ -135,7 +135,7 @@ class Chat:
             if self._engine is not None and self._base is not None and self._base.id == base.id:
                 return self._engine
             self._drop()
-            self._engine = load_engine(self.bases.path(base), self.quantization, self.limits)
+            self._engine = load_engine(self.bases.path(base), self.quantization, self.capacity)
             self._base = base
             return self._engine
 
@@ -190,11 +190,11 @@ class Chat:
         self._engine, self._base = None, None
 
 
-def load_engine(path: Path, quantization: str, limits: Limits) -> Engine:
+def load_engine(path: Path, quantization: str, capacity: Capacity) -> Engine:
     """An engine on a base."""
     from studio.bases.loading import load_model, load_tokenizer
 
     def load() -> tuple[Any, Any]:
         return load_model(path, quantization), load_tokenizer(path)
 
-    return Engine(load, limits)
+    return Engine(load, capacity)

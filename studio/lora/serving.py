@@ -118,6 +118,7 @@ class Stack:
             return None
         if route.single >= 0:
             return torch.cat([gain[route.single] for gain in self.gains]).unsqueeze(0) * route.weight
+        assert route.shares is not None
         return torch.cat([route.shares @ gain[: route.used] for gain in self.gains], dim=1)
 
 

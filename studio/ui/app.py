@@ -102,9 +102,6 @@ class _Events:
             record = self.studio.adapters.get(name)
         except StudioError as error:
             return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), LINKED, ""
-        if not self.studio.can_chat(record):
-            why = f"{record.name} is {present.kind(record)}. {adapters.SILENT}"
-            return gr.Tabs(selected=ADAPTERS), gr.skip(), present.error_card(why), LINKED, ""
         return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), "", LINKED, ""
 
 

@@ -34,7 +34,6 @@ PRIORITY_CHOICES = [(name.capitalize(), value) for name, value in PRIORITIES.ite
 PRIORITY_HELP = "Runs before all that wait with a lower one."
 NO_OTHER = ("No other training", "")
 AFTER_HELP = "Starts only when that one is done."
-NOT_IN_CHAT = "The chat does not serve {} adapters yet: download one in PEFT's format to use it elsewhere."
 
 
 def build(several_gpus: bool) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def build(several_gpus: bool) -> dict[str, Any]:
     base = gr.Dropdown([], label="Base", elem_id="train-base")
     cost = html(elem_id="train-cost")
     with gr.Accordion("More", open=False, elem_id="train-more"):
-        fields, kind_hint = _build_groups(several_gpus)
+        fields = _build_groups(several_gpus)
         with gr.Accordion("Several at once", open=False, elem_classes="as-fold"):
             sweep = gr.Textbox("", label="Sweep", info=SWEEP_HELP, placeholder="rank=8,16; seed=0,1", max_lines=1, elem_id="train-sweep")
         with gr.Accordion("Place in the queue", open=False, elem_classes="as-fold"), gr.Row(elem_classes="as-grid"):
@@ -63,7 +62,7 @@ def build(several_gpus: bool) -> dict[str, Any]:
     command = gr.Textbox(
         "", label="The same as a command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command", elem_classes="as-command"
     )
-    handles = {"dataset": dataset, "name": name, "preset": preset, "base": base, "cost": cost, "fields": fields, "kind_hint": kind_hint}
+    handles = {"dataset": dataset, "name": name, "preset": preset, "base": base, "cost": cost, "fields": fields}
     return handles | {
         "sweep": sweep,
         "priority": priority,
@@ -75,18 +74,15 @@ def build(several_gpus: bool) -> dict[str, Any]:
     }
 
 
-def _build_groups(several_gpus: bool) -> tuple[dict[str, Any], Any]:
-    """The controls of all options under the headings of their groups, and the hint under the kinds of adapter."""
+def _build_groups(several_gpus: bool) -> dict[str, Any]:
+    """The controls of all options under the headings of their groups."""
     defaults = make_config().model_dump()
     fields = {}
     for group in GROUPS:
-        with gr.Accordion(group, open=False, elem_classes="as-fold"):
-            if group == field_group("method"):
-                kind_hint = html(elem_id="train-kind")
-            with gr.Row(elem_classes="as-grid"):
-                for key in (key for key in TrainConfig.model_fields if field_group(key) == group):
-                    fields[key] = build_field(key, defaults[key], visible=is_shown(key, defaults["method"], several_gpus))
-    return {key: fields[key] for key in TrainConfig.model_fields}, kind_hint
+        with gr.Accordion(group, open=False, elem_classes="as-fold"), gr.Row(elem_classes="as-grid"):
+            for key in (key for key in TrainConfig.model_fields if field_group(key) == group):
+                fields[key] = build_field(key, defaults[key], visible=is_shown(key, defaults["method"], several_gpus))
+    return {key: fields[key] for key in TrainConfig.model_fields}
 
 
 def preset_line(preset: str) -> str:
@@ -149,11 +145,6 @@ def changed_fields(preset: str, values: Sequence[Any]) -> dict[str, Any]:
     given = {key: from_control(key, value) for key, value in zip(expected, values, strict=True)}
     unused = UNUSED.get(given["method"], ())
     return {key: value for key, value in given.items() if value is not None and value != expected[key] and key not in unused}
-
-
-def kind_hint(method: str) -> str:
-    """What one should know of a kind of adapter before it is trained."""
-    return present.hint("" if method == "lora" else NOT_IN_CHAT.format(present.METHOD_NAMES.get(method, method)))
 
 
 def command_line(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from studio.chat.bank import BASE, Part, Voice
-from studio.chat.engine import AdapterSource, Limits
+from studio.chat.engine import AdapterSource, Capacity
 from studio.chat.sampling import Sampling
 from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
@@ -56,7 +56,7 @@ def rate(work: Callable[[], None], tokens: int) -> float:
 
 
 def ours(base: Path, folders: list[Path], tokens: int) -> dict[str, float]:
-    engine = load_engine(base, "nf4", Limits(slots=len(folders), max_batch=len(folders)))
+    engine = load_engine(base, "nf4", Capacity(slots=len(folders), max_batch=len(folders)))
     ids = prompt_ids(engine.tokenizer, PROMPT)
     sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     sources = [Voice((Part(AdapterSource(f.name, lambda f=f: read_adapter(f))),)) for f in folders]

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from studio.chat.engine import Engine
+from studio.chat.engine import Capacity, Engine
 from studio.chat.sampling import Sampling
 from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
@@ -80,7 +80,7 @@ def main() -> None:
         studio = Studio(load_settings())
         base = studio.bases.path(studio.ensure_base(lambda text: None))
         studio.close()
-    engine = load_engine(base, "nf4", slots=1, max_batch=4)
+    engine = load_engine(base, "nf4", Capacity(slots=1, max_batch=4))
     first_tokens(engine, 3)
     alone = statistics.median(first_tokens(engine, arguments.requests))
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from studio.bases.loading import load_model
-from studio.chat.engine import AdapterSource
+from studio.chat.bank import Part, Voice
+from studio.chat.engine import AdapterSource, Capacity
 from studio.chat.sampling import Sampling
 from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
@@ -24,12 +25,12 @@ def test_an_adapter_trains_and_speaks_on_cuda(tiny_base: Path, quantization: str
     run = trainer(load_model(tiny_base, quantization), quantization=quantization, epochs=10)
     outcome = run.fit()
     assert outcome.eval_loss_before is not None and outcome.train_loss < outcome.eval_loss_before
-    engine = load_engine(tiny_base, quantization, slots=2, max_batch=4)
+    engine = load_engine(tiny_base, quantization, Capacity(slots=2, max_batch=4))
     weights = run.weights()
     ids = prompt_ids(engine.tokenizer, [{"role": "user", "content": "Hello"}])
     greedy = Sampling(max_tokens=16, temperature=0.0, ignore_eos=True)
     base = engine.submit(ids, greedy).text()
-    assert engine.submit(ids, greedy, AdapterSource("a", lambda: weights)).text() != base
+    assert engine.submit(ids, greedy, Voice((Part(AdapterSource("a", lambda: weights)),))).text() != base
     assert engine.submit(ids, greedy).text() == base
     engine.close()
 

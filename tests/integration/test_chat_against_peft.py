@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from studio.chat.bank import BASE, Part, Voice
-from studio.chat.engine import AdapterSource, Engine, Limits
+from studio.chat.engine import AdapterSource, Capacity, Engine
 from studio.chat.runner import LeanRunner, PlainRunner
 from studio.chat.sampling import Sampling
 from studio.lora.adapter import AdapterSpec, attach
@@ -63,7 +63,7 @@ def start() -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
     def make(model: nn.Module, **limits: int) -> Engine:
-        engines.append(Engine(lambda: (model, make_tokenizer()), Limits(**{"slots": 8, "max_batch": 32, **limits})))
+        engines.append(Engine(lambda: (model, make_tokenizer()), Capacity(**{"slots": 8, "max_batch": 32, **limits})))
         return engines[-1]
 
     yield make

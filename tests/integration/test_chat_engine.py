@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from studio.chat.bank import Lease, Part, Voice
-from studio.chat.engine import AdapterSource, Engine, Limits, Ticket
+from studio.chat.engine import AdapterSource, Capacity, Engine, Ticket
 from studio.chat.kv import KvBatch
 from studio.chat.sampling import Sampling
 from studio.chat.service import load_engine
@@ -46,7 +46,7 @@ def adapters(tiny_base: Path) -> list[AdapterSource]:
 
 @pytest.fixture
 def engine(tiny_base: Path) -> Iterator[Engine]:
-    engine = load_engine(tiny_base, "fp32", Limits(slots=3, max_batch=8))
+    engine = load_engine(tiny_base, "fp32", Capacity(slots=3, max_batch=8))
     yield engine
     engine.close()
 
@@ -119,7 +119,7 @@ def base_logits(engine: Engine) -> torch.Tensor:
 
 @pytest.mark.parametrize("quantization", ["fp32", "nf4", "int8"])
 def test_the_base_is_bit_identical_after_swaps_and_failures(tiny_base: Path, quantization: str, adapters: list[AdapterSource]) -> None:
-    engine = load_engine(tiny_base, quantization, Limits(slots=1, max_batch=4))
+    engine = load_engine(tiny_base, quantization, Capacity(slots=1, max_batch=4))
     checksum, logits, text = engine.checksum(), base_logits(engine), answer(engine, "Hello", None)
     for adapter in adapters:
         answer(engine, "Hello", adapter)
@@ -181,7 +181,7 @@ def test_the_same_seed_draws_the_same_reply(engine: Engine) -> None:
 
 
 def test_close_tells_those_who_wait(tiny_base: Path) -> None:
-    engine = load_engine(tiny_base, "fp32", Limits(slots=1, max_batch=1))
+    engine = load_engine(tiny_base, "fp32", Capacity(slots=1, max_batch=1))
     endless = Sampling(max_tokens=450, temperature=0.0, ignore_eos=True)
     tickets: list[Ticket] = [engine.submit(ids(engine, "Hello"), endless) for _ in range(3)]
     engine.close()

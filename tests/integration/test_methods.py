@@ -4,24 +4,14 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from storage.records import AdapterRecord
-from storage.repositories import Adapters
-from studio.adapters.catalog import AdapterCatalog
 from studio.bases.loading import load_model
-from studio.chat.engine import AdapterSource
-from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine
-from studio.errors import IncompatibleAdapter
 from studio.lora.adapter import AdapterSpec, Attached, attach
 from studio.lora.errors import UnsuitableStart
 from studio.lora.files import AdapterWeights, BadAdapter, read_adapter
@@ -274,18 +264,3 @@ def test_dora_files_go_both_ways(tmp_path: Path, init: str) -> None:
     theirs = PeftModel.from_pretrained(make_model(), str(tmp_path / "a"))
     theirs.save_pretrained(str(tmp_path / "b"), save_embedding_layers=False)
     assert set(read_adapter(tmp_path / "b").magnitudes) == set(first.magnitudes)
-
-
-@pytest.mark.parametrize(("method", "kind"), [("dora", "DoRA"), ("prefix", "prefix")])
-def test_the_chat_refuses_what_it_would_serve_wrongly(tmp_path: Path, tiny_base: Path, method: str, kind: str) -> None:
-    catalog = AdapterCatalog(cast(Adapters, None), tmp_path / "adapters", tmp_path / "exports")
-    record = cast(AdapterRecord, SimpleNamespace(id="1", name="x"))
-    write(catalog.path(record), small(AutoModelForCausalLM.from_pretrained(str(tiny_base)), method=method).weights())
-    engine = load_engine(tiny_base, "fp32", slots=1, max_batch=2)
-    token_ids, greedy = list(range(2, 12)), Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
-    checksum, before = engine.checksum(), engine.submit(token_ids, greedy).text()
-    with pytest.raises(IncompatibleAdapter, match=f"The adapter is a {kind} adapter; the chat serves LoRA adapters so far. Export it"):
-        engine.submit(token_ids, greedy, AdapterSource("x", lambda: catalog.read(record))).text()
-    assert engine.bank.resident == [] and engine.checksum() == checksum
-    assert engine.submit(token_ids, greedy).text() == before
-    engine.close()

@@ -61,10 +61,6 @@ def test_options_are_shown_where_they_mean_something() -> None:
     assert {key for keys in form.UNUSED.values() for key in keys} | set(form.SEVERAL_GPUS) <= set(TrainConfig.model_fields)
 
 
-def test_kinds_that_the_chat_lacks_are_announced() -> None:
-    assert form.kind_hint("lora") == "" and "does not serve DoRA adapters yet" in form.kind_hint("dora")
-
-
 def test_the_command_line_is_quoted_for_a_shell() -> None:
     changes = {"learning_rate": 0.003, "max_steps": 12, "targets": "q_proj,v proj"}
     line = form.command_line("it's mine", "bird; rm -rf /", "", "quick", changes, {})

@@ -120,7 +120,7 @@ class Shown:
             fingerprint = self.studio.default_base().fingerprint
         except NotFound:
             return frozenset()
-        return frozenset(a.id for a in adapters if a.base_fingerprint == fingerprint and self.studio.can_chat(a))
+        return frozenset(a.id for a in adapters if a.base_fingerprint == fingerprint)
 
     def _sparks_of(self, jobs: "Sequence[JobRecord]") -> dict[str, list[Point]]:
         missing = [job for job in jobs if (job.id, job.attempt) not in self._sparks]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from storage.records import AdapterRecord
     from studio.services import Studio
 
-SILENT = "The chat does not serve this kind of adapter yet; download it in PEFT's format to use it elsewhere."
 # The file is made when it is asked for; a second, hidden button then hands it to the browser.
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#adapter-file')?.click(), 50)"
 
@@ -43,7 +42,6 @@ class AdaptersTab:
     confirm: gr.Column
     delete_yes: gr.Button
     delete_no: gr.Button
-    silent: gr.HTML
     facts: gr.HTML
 
 
@@ -79,10 +77,8 @@ def _build_detail() -> dict[str, Any]:
         with gr.Row(elem_classes="as-actions"):
             delete_yes = gr.Button("Delete it", variant="stop", elem_id="adapter-delete-yes", min_width=80)
             delete_no = gr.Button("Keep it", elem_id="adapter-delete-no", min_width=80)
-    silent = html(elem_id="adapter-silent")
     facts = html(elem_id="adapter-facts")
     return {
-        "silent": silent,
         "head": head,
         "chat": chat,
         "download": download,
@@ -112,16 +108,15 @@ class _Events:
         if not records:
             go = present.button("Train one →", "train")
             empty = present.empty_card("No adapter yet", "An adapter appears here as soon as a training is done.", go)
-            return "", empty, gr.Column(visible=False), "", "", "", gr.skip(), "", *self._closed()
+            return "", empty, gr.Column(visible=False), "", "", "", *self._closed()
         record = next((r for r in records if r.id == chosen), records[0])
         names = names_of(self.studio)
         catalog = present.adapter_cards(records, record.id, names)
         facts = present.adapter_detail(
             record, names.get(record.base_id, "another base"), names.get(record.dataset_id, "deleted since"), self._outcome(record)
         )
-        talks = self.studio.can_chat(record)
         shown = gr.Column(visible=True), present.adapter_head(record), facts, record.name
-        return record.id, catalog, *shown, gr.Button(visible=talks), "" if talks else present.hint(SILENT), *self._closed()
+        return record.id, catalog, *shown, *self._closed()
 
     def _closed(self) -> tuple[Any, Any]:
         return gr.Column(visible=False), gr.Column(visible=False)
@@ -167,7 +162,7 @@ class _Events:
 def wire(page: Page, studio: "Studio") -> None:
     """Bind the tab's events."""
     tab, events = page.adapters, _Events(studio, page)
-    shown = [tab.chosen, tab.catalog, tab.detail, tab.head, tab.facts, tab.new_name, tab.chat, tab.silent, tab.naming, tab.confirm]
+    shown = [tab.chosen, tab.catalog, tab.detail, tab.head, tab.facts, tab.new_name, tab.naming, tab.confirm]
     show: dict[str, Any] = {"fn": events.show, "inputs": tab.chosen, "outputs": shown, **QUIET}
     tab.tab.select(**show)
     tab.catalog.act(events.act, tab.chosen, [tab.chosen, page.tabs], **QUIET).then(**show)

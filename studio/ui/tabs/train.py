@@ -41,7 +41,6 @@ class TrainTab:
     cost: gr.HTML
     preset: gr.Radio
     fields: dict[str, Any]
-    kind_hint: gr.HTML
     sweep: gr.Textbox
     priority: gr.Dropdown
     after: gr.Dropdown
@@ -98,9 +97,8 @@ class _Events:
         )
 
     def kind(self, method: str) -> list[Any]:
-        """Which options this kind of adapter has, and what one should know of it."""
-        shown = [gr.update(visible=form.is_shown(key, method, self.several_gpus)) for key in TrainConfig.model_fields]
-        return [*shown, form.kind_hint(method)]
+        """Which options this kind of adapter has."""
+        return [gr.update(visible=form.is_shown(key, method, self.several_gpus)) for key in TrainConfig.model_fields]
 
     def cost(self, base: str | None, quantization: str) -> str:
         """What the chosen form costs the chosen base."""
@@ -212,7 +210,7 @@ def _wire_form(page: Page, events: _Events, live: dict[str, Any]) -> None:
     cost: dict[str, Any] = {"fn": events.cost, "inputs": [tab.base, tab.fields["quantization"]], "outputs": tab.cost, **QUIET}
     asked = [tab.dataset, tab.base, tab.preset, tab.sweep, *fields]
     memory: dict[str, Any] = {"fn": events.memory, "inputs": asked, "outputs": tab.memory, **QUIET}
-    kind: dict[str, Any] = {"fn": events.kind, "inputs": method, "outputs": [*fields, tab.kind_hint], **QUIET}
+    kind: dict[str, Any] = {"fn": events.kind, "inputs": method, "outputs": fields, **QUIET}
     refreshed = [tab.dataset, tab.base, tab.trouble, tab.start, tab.try_it, tab.after]
     refresh: dict[str, Any] = {"fn": events.refresh, "inputs": [tab.dataset, tab.base, tab.after], "outputs": refreshed, **QUIET}
     tab.tab.select(**refresh).then(**command).then(**cost).then(**memory)
