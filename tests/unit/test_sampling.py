@@ -8,8 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.chat.sampling import Sampling, make_generator, next_token
+from studio.chat.sampling import LIKELIEST, Sampling, logprobs_of, make_generator, next_tokens
 from studio.errors import InvalidInput
+
+
+def next_token(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator, said: list[int] | None = None) -> int:
+    """Of one row."""
+    return next_tokens(logits.float().unsqueeze(0), [sampling], [generator], [said or []])[0]
 
 
 def naive_nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
@@ -32,7 +37,8 @@ def random_logits(seed: int, size: int = 50) -> torch.Tensor:
 @given(st.integers(0, 10_000), st.floats(0.2, 3.0), st.floats(0.05, 0.99))
 def test_a_draw_is_a_draw_from_the_naive_nucleus(seed: int, temperature: float, top_p: float) -> None:
     logits, sampling = random_logits(seed), Sampling(temperature=temperature, top_p=top_p)
-    expected = torch.multinomial(naive_nucleus(logits, temperature, top_p), 1, generator=make_generator(seed))
+    values, tokens = naive_nucleus(logits, temperature, top_p).sort(descending=True)
+    expected = tokens[torch.multinomial(values, 1, generator=make_generator(seed))]
     assert next_token(logits, sampling, make_generator(seed)) == int(expected)
 
 
@@ -68,11 +74,39 @@ def test_a_seed_draws_the_same_and_no_seed_draws_anew() -> None:
     assert len({next_token(logits, hot, make_generator(None)) for _ in range(10)}) > 1
 
 
-def test_half_precision_is_drawn_as_float() -> None:
-    logits = random_logits(1)
-    sampling = Sampling(temperature=1.0, top_p=0.9)
-    rounded = logits.to(torch.bfloat16)
-    assert next_token(rounded, sampling, make_generator(3)) == next_token(rounded.float(), sampling, make_generator(3))
+def test_a_nucleus_of_more_than_the_likeliest_tokens_is_whole() -> None:
+    generator, logits = make_generator(0), torch.zeros(4 * LIKELIEST)
+    drawn = {next_token(logits, Sampling(temperature=1.0, top_p=0.9), generator) for _ in range(3000)}
+    assert LIKELIEST < len(drawn) <= 0.9 * 4 * LIKELIEST + 1
+
+
+def test_top_k_leaves_in_so_many_of_the_likeliest() -> None:
+    logits, generator = random_logits(4), make_generator(1)
+    drawn = {next_token(logits, Sampling(temperature=4.0, top_p=1.0, top_k=3), generator) for _ in range(300)}
+    assert drawn == set(logits.topk(3).indices.tolist())
+
+
+def test_each_row_is_drawn_by_its_own_rule_and_its_own_seed() -> None:
+    rows = torch.stack([random_logits(seed) for seed in range(4)])
+    rules = [Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.9), Sampling(temperature=2.0, top_p=1.0), Sampling(top_k=5)]
+    together = next_tokens(rows, rules, [make_generator(seed) for seed in range(4)], [[]] * 4)
+    assert together == [next_token(rows[i], rules[i], make_generator(i)) for i in range(4)]
+
+
+def test_what_was_said_is_penalised_once_and_for_each_time() -> None:
+    logits = torch.tensor([3.0, 2.5, 2.0, -9.0])
+    greedy = {"temperature": 0.0}
+    assert next_token(logits, Sampling(**greedy, presence_penalty=0.6), make_generator(0), [0]) == 1
+    assert next_token(logits, Sampling(**greedy, frequency_penalty=0.6), make_generator(0), [0, 0, 1]) == 2
+    assert next_token(logits, Sampling(**greedy, presence_penalty=-2.0), make_generator(0), [2]) == 2
+    assert logits.tolist() == [3.0, 2.5, 2.0, -9.0]  # what others look at is left as it is
+
+
+def test_logprobs_are_those_of_the_whole_distribution() -> None:
+    logits = random_logits(2)
+    found, wanted = logprobs_of(logits, 7, 3), torch.log_softmax(logits, dim=-1)
+    assert found.logprob == pytest.approx(float(wanted[7])) and [t for t, _ in found.top] == wanted.topk(3).indices.tolist()
+    assert [p for _, p in found.top] == pytest.approx(wanted.topk(3).values.tolist()) and logprobs_of(logits, 7, 0).top == ()
 
 
 @pytest.mark.parametrize(
@@ -87,9 +121,19 @@ def test_half_precision_is_drawn_as_float() -> None:
         {"top_p": 1.1},
         {"seed": -1},
         {"seed": 2**70},
+        {"top_k": -1},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": -3.0},
+        {"logprobs": 21},
     ],
 )
 def test_an_option_out_of_range_is_refused_with_its_range(option: dict[str, Any]) -> None:
     ((name, value),) = option.items()
-    with pytest.raises(InvalidInput, match=rf"The option {name} is {value}; choose one from [\d.]+ to [\d.]+\."):
+    with pytest.raises(InvalidInput, match=rf"The option {name} is {value}; choose one from -?[\d.]+ to [\d.]+\."):
         Sampling(**option)
+
+
+@pytest.mark.parametrize("stop", [("",), ("x" * 201,), ("a",) * 9])
+def test_stop_texts_have_bounds(stop: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidInput, match="The option stop may hold 8 texts of 1 to 200 characters"):
+        Sampling(stop=stop)
