@@ -112,7 +112,7 @@ class Studio:
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
-        self.chat = Chat(self.bases, self.adapters, settings.quantization, Capacity(slots=settings.slots, max_batch=settings.max_batch))
+        self.chat = Chat(self.bases, self.adapters, settings.quantization, chat_capacity(settings))
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
@@ -478,3 +478,15 @@ def _pasted_file(text: str, folder: Path) -> Path:
     except UnicodeEncodeError:
         raise InvalidInput("The pasted text holds half of a character (a lone surrogate); write the whole character.") from None
     return path
+
+
+def chat_capacity(settings: Settings) -> Capacity:
+    """How much the chat may hold."""
+    return Capacity(
+        slots=settings.slots,
+        slots_mb=settings.slots_mb,
+        max_batch=settings.max_batch,
+        host_mb=settings.adapters_mb,
+        kv_mb=settings.kept_mb,
+        packed=settings.precision == "fast",
+    )

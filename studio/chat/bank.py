@@ -80,11 +80,12 @@ class Bank:
     """Slots for adapters in a model. Owned by the thread that runs the model.
 
     Args:
-        runner: the model. routing: as the runner has it. slots: adapters that may lie in slots at once. host: where they come from.
+        runner: the model. routing: as the runner has it. slots: adapters that may lie in slots at once. budget_bytes: what the
+            stacks may take together. host: where adapters come from.
     """
 
-    def __init__(self, runner: Runner, routing: Routing, slots: int, host: HostTier) -> None:
-        self.runner, self.routing, self.slots, self.host = runner, routing, slots, host
+    def __init__(self, runner: Runner, routing: Routing, slots: int, budget_bytes: int, host: HostTier) -> None:
+        self.runner, self.routing, self.slots, self.budget_bytes, self.host = runner, routing, slots, budget_bytes, host
         self._inputs: dict[str, AdaptedInput] = {name: one for one in runner.inputs for name in one.names}
         self._resident: OrderedDict[str, _Slot] = OrderedDict()  # least recently used first
         self._classes: dict[int, _Class] = {}
@@ -148,7 +149,10 @@ class Bank:
 
     def slot_bytes(self) -> int:
         """What the stacks take."""
-        return sum(one.slot_bytes(rank) * held.size for rank, held in self._classes.items() for one in self.runner.inputs)
+        return sum(self._bytes_of(rank) * held.size for rank, held in self._classes.items())
+
+    def _bytes_of(self, rank: int) -> int:
+        return sum(one.slot_bytes(rank) for one in self.runner.inputs)
 
     def _weights(self, source: AdapterSource) -> AdapterWeights | None:
         """What was read of an adapter; None where it lies in a slot already."""
@@ -178,14 +182,24 @@ class Bank:
                 raise IncompatibleAdapter(f"The adapter's weights for {name!r} are for a layer of {got}; the resident base's is {wanted}.")
 
     def _take(self, rank: int) -> int:
-        """A free slot of a class; stacks grow while adapters are few, and the least recently used makes room afterwards."""
+        """A free slot of a class. Stacks grow while they may; afterwards the least recently used makes room."""
         held = self._classes.setdefault(rank, _Class())
-        if len(self._resident) >= self.slots:
-            self._evict(rank)
-        if not held.free:
-            self._resize(rank, min(self.slots, max(1, 2 * held.size)))
+        while not held.free or len(self._resident) >= self.slots:
+            size = self._larger(rank, held.size) if len(self._resident) < self.slots else 0
+            if size:
+                self._resize(rank, size)
+            else:
+                self._evict(rank)
         held.free.sort(reverse=True)  # the lowest first: a mixed step reads all slots up to the highest in use
         return held.free.pop()
+
+    def _larger(self, rank: int, size: int) -> int:
+        """How many slots the class may grow to within the budget; 0 where it may not. One adapter is served in any case."""
+        for larger in (min(self.slots, max(1, 2 * size)), size + 1):
+            fits = self.slot_bytes() + (larger - size) * self._bytes_of(rank) <= self.budget_bytes
+            if larger > size and (fits or not self._resident):
+                return larger
+        return 0
 
     def _evict(self, rank: int) -> None:
         """Take the slot of the least recently used that nobody uses, of the same class where one is."""

@@ -44,11 +44,13 @@ MB = 2**20
 class Capacity:
     """How much an engine holds.
 
-    slots: adapters that lie in slots at once. max_batch: rows decoded together. host_mb: adapters in the machine's memory.
-    kv_mb: keys and values of conversations that may go on. packed: whether int8 may stand for quantized weights on the CPU.
+    slots: adapters that lie in slots at once. slots_mb: what those take. max_batch: rows decoded together. host_mb: adapters in the
+    machine's memory. kv_mb: keys and values of conversations that may go on. packed: whether int8 may stand for quantized weights
+    on the CPU.
     """
 
     slots: int = 16
+    slots_mb: int = 2048
     max_batch: int = 16
     host_mb: int = 1024
     kv_mb: int = 512
@@ -227,7 +229,7 @@ class Engine:
         # On the CPU a product with so thin a matrix is several times as fast in float32 as in bf16.
         dtype = torch.float32 if self.model.device.type == "cpu" else self.model.dtype
         self.runner = make_runner(self.model, routing, dtype, self.capacity.packed)
-        self.bank = Bank(self.runner, routing, self.capacity.slots, self.host)
+        self.bank = Bank(self.runner, routing, self.capacity.slots, self.capacity.slots_mb * MB, self.host)
 
     def _receive(self, is_idle: bool) -> None:
         """Take what came in; wait for it where there is nothing else to do."""

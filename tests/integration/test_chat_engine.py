@@ -388,3 +388,21 @@ def test_close_tells_those_who_wait(tiny_base: Path) -> None:
             ticket.text()
     with pytest.raises(StudioError, match="closed"):
         engine.submit([2, 3], GREEDY)
+
+
+def test_slots_keep_to_their_budget_of_bytes(tiny_base: Path) -> None:
+    """Classes of ranks share it: what one frees, another may take."""
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_base))
+    many = [source(random_adapter(model, seed, rank), f"b{seed}") for seed, rank in enumerate((4, 60, 8, 30, 4, 60, 16, 8), 60)]
+    engine = load_engine(tiny_base, "fp32", Capacity(slots=16, slots_mb=1, max_batch=4))
+    wanted = [answer(engine, "Hello", one) for one in many]
+    assert len(set(wanted)) == len(many)
+    for turn in range(3):
+        order = random.Random(turn).sample(range(len(many)), len(many))
+        tickets = [(n, engine.submit(ids(engine, "Hello"), GREEDY, voice(many[n]))) for n in order]
+        assert all(ticket.text() == wanted[n] for n, ticket in tickets)
+        assert 0 < engine.bank.slot_bytes() <= 2**20 and len(engine.bank.resident) > 1
+    engine.close()
+    tight = load_engine(tiny_base, "fp32", Capacity(slots=2, slots_mb=0, max_batch=4))
+    assert [answer(tight, "Hello", one) for one in many] == wanted  # one at a time is always served
+    tight.close()
