@@ -31,7 +31,9 @@ window.Notification = class {
 };
 }"""
 # Also what asks for frames with the function as it was when the page began to load.
-COUNT_FRAMES = "const ask = requestAnimationFrame; window.asked = 0; requestAnimationFrame = (call) => { window.asked++; return ask(call); };"
+COUNT_FRAMES = (
+    "const ask = requestAnimationFrame; window.asked = 0; requestAnimationFrame = (call) => { window.asked++; return ask(call); };"
+)
 IDLE_S = 5
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -262,7 +264,9 @@ def test_a_page_on_which_nothing_happens_only_asks_once_a_second(page: Page, boa
     page.add_init_script(COUNT_FRAMES)
     page.goto(f"{board_url}/?tab=train&job={done.id if view == 'job' else ''}")
     page.locator("#job-head h3" if view == "job" else "#train-history li").first.wait_for()
-    expect(page.locator("#train-bar .as-counts" if view == "board" else "#job-head .as-badge")).to_contain_text(re.compile("0 waiting|done"))
+    expect(page.locator("#train-bar .as-counts" if view == "board" else "#job-head .as-badge")).to_contain_text(
+        re.compile("0 waiting|done")
+    )
     page.wait_for_timeout(8000)  # it has drawn twice, and what loading left behind has gone
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable")
