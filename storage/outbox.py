@@ -9,7 +9,7 @@ from secrets import token_hex
 from time import time
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, literal_column, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, literal_column, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import Database
@@ -79,6 +79,16 @@ class Outbox:
         with self.database.read() as session:
             rows = session.execute(select(NotificationRow.state, func.count()).group_by(NotificationRow.state)).all()
         return {str(state): int(count) for state, count in rows}
+
+    def prune(self, before: float) -> int:
+        """Remove the entries that were sent or given up before this time, and say how many; whoever is still to be told stays."""
+        row = NotificationRow
+        old = and_(row.created_at < before, row.ended_at < before, row.state != OPEN)  # the first of them has an index
+        with self.database.read() as session:
+            if session.scalar(select(row.id).where(old).limit(1)) is None:  # the usual case needs no writer
+                return 0
+        with self.database.write() as session:
+            return len(session.scalars(delete(row).where(old).returning(row.id)).all())
 
     def _say(self, entry: NotificationRecord, **values: Any) -> bool:
         with self.database.write() as session:

@@ -12,7 +12,7 @@ from storage.records import AdapterRecord
 from storage.repositories import to_record
 from storage.tables import IS_HELD, IS_OVER, IS_READY, AdapterRow, EventRow, JobRow, QueueRow
 
-MARKED = 100  # of the jobs that wait, so many are looked at one by one
+MARKED = 500  # of the jobs that wait, so many are looked at one by one: as many as a page shows
 PROBES = 120  # of a job's events, so many are looked at for a small curve
 
 Point = tuple[int, float]  # (step, loss)

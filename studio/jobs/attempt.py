@@ -16,7 +16,7 @@ from studio.training.control import CANCEL, PAUSE, Wish
 
 POLL_S = 0.4
 USAGE_S = 5.0
-LAST = ("done", "paused", "failed")  # the events that end an attempt
+LAST = ("done", "paused", "cancelled", "failed")  # the events that end an attempt
 # How long a wish may take before the process is stopped: a pause waits for the step in progress and its checkpoint.
 PATIENCE_S: dict[Wish, float] = {"": 0.0, CANCEL: 3.0, PAUSE: 60.0}
 STOPPING_S = 8.0  # a program that was told to end is mostly killed after ten seconds

@@ -27,6 +27,8 @@ POLL_S = 1.0
 # Seconds to the next try, after the first try, the second and so on: 12 tries in 22 hours.
 DELAYS_S = tuple(5 * 2.5**number for number in range(11))
 GONE = 410
+KEPT_S = 14 * 24 * 3600.0  # entries that were sent or given up
+PRUNE_EVERY_S = 3600.0
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +48,7 @@ class Webhook:
         self.outbox, self._url, self._secret, self.delays_s = outbox, url, secret, delays_s
         self.host = urlsplit(url).hostname or ""  # an address may hold a secret, so only its host is ever told
         self.owner = files.new_id()
+        self._pruned = float("-inf")
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -84,6 +87,7 @@ class Webhook:
             delivered = False
             try:
                 delivered = self.deliver_one()
+                self._prune_where_due()
             except (StudioError, DatabaseUnavailable):
                 log.exception("The webhook's outbox cannot be read; it is tried again.")
             if self._stopping.is_set():
@@ -92,6 +96,11 @@ class Webhook:
                     return
             if not delivered:
                 self._stopping.wait(POLL_S)
+
+    def _prune_where_due(self) -> None:
+        if time.monotonic() - self._pruned > PRUNE_EVERY_S:
+            self._pruned = time.monotonic()
+            self.outbox.prune(time.time() - KEPT_S)
 
     def _post(self, entry: NotificationRecord) -> tuple[int, str]:
         """The status of the answer, 0 where there is none, and what is wrong with it, in a sentence."""

@@ -1,7 +1,7 @@
 """What a training process says, one JSON object a line on stdout: {"kind": …, "at": …, …}.
 
 Kinds: state (loading, training, saving), notice, progress, eval, samples, checkpoint, usage (of the machine, which the worker
-adds), and at the end done, paused or failed (with its cause, one word, and its reason, a sentence). Everything else
+adds), and at the end done, paused, cancelled or failed (with its cause, one word, and its reason, a sentence). Everything else
 on stdout or stderr is log text.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 Emit = Callable[..., None]
-KINDS = ("state", "notice", "progress", "eval", "samples", "checkpoint", "done", "paused", "failed")
+KINDS = ("state", "notice", "progress", "eval", "samples", "checkpoint", "done", "paused", "cancelled", "failed")
 
 
 def emit_to_stdout(kind: str, **data: Any) -> None:
@@ -45,8 +45,8 @@ def _line(kind: str, data: dict[str, Any]) -> str:
         return f"held-out loss {data['loss']:.4f} after step {data['step']}"
     if kind == "checkpoint":
         return f"checkpoint after step {data['step']}"
-    if kind == "paused":
-        return f"stopped on a wish after step {data['step']}"
+    if kind in ("paused", "cancelled"):
+        return f"{kind} after step {data['step']}"
     return str(data.get("text") or data.get("reason") or data.get("state") or "")
 
 

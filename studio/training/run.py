@@ -25,7 +25,7 @@ from storage import files
 from studio import __version__
 from studio.errors import OutOfSpace, StudioError
 from studio.training.config import TrainConfig
-from studio.training.control import Control, Stopped
+from studio.training.control import CANCEL, Control, Stopped
 from studio.training.courtesy import ON_THE_CPU, STARTING, step_back
 from studio.training.events import Emit, emit_to_stdout, logged
 from studio.training.progress import CHECKPOINTS
@@ -243,7 +243,7 @@ def run(path: Path, emit: Emit, work: Callable[[JobSpec, Emit], None] = train) -
     try:
         work(spec, emit)
     except Stopped as stopped:
-        emit("paused", step=stopped.step)
+        emit("cancelled" if stopped.wish == CANCEL else "paused", step=stopped.step)
     except Exception as error:  # noqa: BLE001 - the border of the process: one sentence and a log
         traceback.print_exc()
         cause, reason = explain(error, spec.config)

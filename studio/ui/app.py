@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 KEEP_FILES_S = 24 * 3600
 FRESH_S = 0.4
+# Gradio looks a thousand times a second for events that wait, and a hundred times for progress, of which nothing here speaks.
+QUEUE_POLL_S, PROGRESS_POLL_S = 0.02, 1.0
 LINKED = "yes"  # the link that opened the page was followed
 MOST_VIEW = 300  # characters of a link's ids
 
@@ -144,6 +146,8 @@ def launch(demo: gr.Blocks, settings: "Settings", changes: Changes) -> None:
         StudioError: the server did not start.
     """
     demo.queue(api_open=False, default_concurrency_limit=16)
+    demo._queue.sleep_when_free = QUEUE_POLL_S
+    demo._queue.progress_update_sleep_when_free = PROGRESS_POLL_S
     said = io.StringIO()  # Gradio prints why it has no public link, and goes on
     try:
         with contextlib.redirect_stdout(said):

@@ -161,7 +161,7 @@ def draw(curve: Curve, steps: int) -> str:
     return (
         f'<figure class="as-curve" role="img" aria-label="{escape(summary(curve))}">'
         f'<div class="as-curve-plot">{grid(low, high, ticks)}{_line(line, last, low, high)}{marks}</div>'
-        f'<div class="as-curve-x"><span>step 0</span><span>step {last}</span></div>'
+        f'<div class="as-curve-x"><span>step 0</span><span>step {last:,}</span></div>'
         '<figcaption><span class="as-key-line"></span>training loss <span class="as-key-dot"></span>held-out loss'
         " <em>nats a token</em></figcaption></figure>"
     )

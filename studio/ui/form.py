@@ -88,7 +88,7 @@ def _build_groups(several_gpus: bool) -> dict[str, Any]:
 def preset_line(preset: str) -> str:
     """What a preset means, in its own numbers."""
     config = make_config(preset)
-    return f"rank {config.rank}, {config.epochs:g} epochs; {PRESET_LINES[preset]}"
+    return f"rank {config.rank}, {config.epochs:g} epoch{'' if config.epochs == 1 else 's'}; {PRESET_LINES[preset]}"
 
 
 def build_field(key: str, value: Any, *, visible: bool = True) -> Any:

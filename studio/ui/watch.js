@@ -98,6 +98,18 @@ document.addEventListener('click', async (event) => {
   showWish();
 });
 
+// Gradio's loading screen goes without ending its timer, which then asks for a frame, sixty times a second, while the page is open.
+// It took `requestAnimationFrame` when it was loaded, so its requests alone do not come by here; once cancelled it asks no more.
+const endLoadingTimer = () => {
+  const ask = window.requestAnimationFrame, passed = new Set();
+  window.requestAnimationFrame = (call) => { const id = ask(call); passed.add(id); return id; };
+  ask(() => setTimeout(() => {  // behind a frame, so that nothing waits any more of what was asked for before
+    window.requestAnimationFrame = ask;
+    for (let id = ask(() => {}); id > 0; id--) if (!passed.has(id)) cancelAnimationFrame(id);
+  }));
+};
+endLoadingTimer();
+
 const turn = async () => {
   try { await look(); keepInStep(); keepClocks(); showWish(); } finally { setTimeout(turn, PACE_MS); }
 };

@@ -33,13 +33,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_app(home: Path, **environment: str) -> Iterator[str]:
-    """Start app.py on a home of its own; yields its URL and stops it as a user would.
+def running_app(home: Path, port: int = 0, **environment: str) -> Iterator[str]:
+    """Start app.py on a home, at a free port unless one is given; yields its URL and stops it as a user would.
 
     Raises:
         RuntimeError: it did not start, or did not stop cleanly.
     """
-    port = free_port()
+    port = port or free_port()
     home.mkdir(parents=True, exist_ok=True)
     log = home / "app.log"
     env = {**os.environ, "STUDIO_HOME": str(home), "STUDIO_HOST": "127.0.0.1", "STUDIO_PORT": str(port), **environment}

@@ -30,6 +30,11 @@ window.Notification = class {
   constructor(title, {body}) { window.told.push(`${title}: ${body}`); }
 };
 }"""
+# Also what asks for frames with the function as it was when the page began to load.
+COUNT_FRAMES = (
+    "const ask = requestAnimationFrame; window.asked = 0; requestAnimationFrame = (call) => { window.asked++; return ask(call); };"
+)
+IDLE_S = 5
 EVIL = "<img src=x onerror=alert(1)>"
 
 
@@ -245,6 +250,39 @@ def test_several_runs_are_compared_in_one_picture(page: Page, board_url: str, ot
     expect(page.locator("#job-head polyline")).to_have_count(2)
     page.goto(f"{board_url}/?tab=train&job=nobody")
     expect(page.locator("#job-head").get_by_role("alert")).to_contain_text("There is no job 'nobody'")
+
+
+def wakes(url: str) -> int:
+    """How often all threads of the studio at this address were woken so far."""
+    port = int(url.rpartition(":")[2])
+    pid = next(c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port)
+    return sum(psutil.Process(thread.id).num_ctx_switches().voluntary for thread in psutil.Process(pid).threads())
+
+
+@pytest.mark.parametrize("view", ["board", "job"])
+def test_a_page_on_which_nothing_happens_only_asks_once_a_second(page: Page, board_url: str, done: JobRecord, view: str) -> None:
+    page.add_init_script(COUNT_FRAMES)
+    page.goto(f"{board_url}/?tab=train&job={done.id if view == 'job' else ''}")
+    page.locator("#job-head h3" if view == "job" else "#train-history li").first.wait_for()
+    expect(page.locator("#train-bar .as-counts" if view == "board" else "#job-head .as-badge")).to_contain_text(
+        re.compile("0 waiting|done")
+    )
+    page.wait_for_timeout(8000)  # it has drawn twice, and what loading left behind has gone
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+
+    def counts() -> dict[str, float]:
+        told = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
+        return {name: told[name] for name in ("LayoutCount", "RecalcStyleCount")} | {"frames": page.evaluate("window.asked")}
+
+    asked: list[str] = []
+    page.on("response", lambda answer: asked.append(f"{answer.url} {len(answer.body())}"))
+    before, woken = counts(), wakes(board_url)
+    page.wait_for_timeout(1000 * IDLE_S)
+    after, woken = counts(), wakes(board_url) - woken
+    assert {name: after[name] - before[name] for name in after if after[name] > before[name] + (name != "frames")} == {}
+    assert IDLE_S - 3 <= len(asked) <= IDLE_S + 1 and all(re.fullmatch(r".*/changes \d\d?", line) for line in asked), asked
+    assert woken < 200 * IDLE_S  # by fifty looks for events a second, the worker, and the questions
 
 
 def test_the_board_fits_a_phone(page: Page, board_url: str, done: JobRecord) -> None:

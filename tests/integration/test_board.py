@@ -17,7 +17,7 @@ from studio.errors import InvalidInput
 from studio.services import Studio
 from studio.ui.curve import Curves
 from studio.ui.jobs.acts import Acts
-from studio.ui.jobs.sight import PAGE_JOBS, PARTS, Shown, Sight
+from studio.ui.jobs.sight import MOST_JOBS, PAGE_JOBS, PARTS, Shown, Sight
 from tests.commands import Shell
 from tests.records import ADAPTER, job
 
@@ -53,6 +53,16 @@ def test_the_mark_is_another_one_after_each_change_and_the_same_in_between(datab
         seen.append(watching.mark())
         assert seen[-1] != seen[-2], f"change {i}"
         assert watching.mark() == seen[-1]
+
+
+def test_the_mark_is_another_one_wherever_a_page_can_show_the_change(database: Database) -> None:
+    jobs, watching = Jobs(database), Watching(database)
+    jobs.add(*(job(i, float(i)) for i in range(MOST_JOBS)))
+    last, one_before = f"j{MOST_JOBS - 1}", f"j{MOST_JOBS - 2}"
+    for change in (lambda: jobs.place(last, one_before), lambda: jobs.run_after(last, "j0", "It runs after bird 0.")):
+        before = watching.mark()
+        change()
+        assert watching.mark() != before
 
 
 def test_waiting_and_ended_jobs_are_counted(database: Database) -> None:

@@ -136,6 +136,7 @@ def test_a_cancelled_job_ends_by_itself_and_a_stopped_one_leaves_no_process(exec
     seen.until(lambda s: s.step() >= 2)
     seen.run.ask("cancel")
     assert seen.end() == 0 and not job.adapter.exists()
+    assert len(seen.of("cancelled")) == 1 and not seen.of("paused")
     seen = Seen(executor.submit(launch(job, 2)))
     seen.until(lambda s: s.of("state"))
     mine = [p for p in psutil.process_iter(["cmdline"]) if is_training(p, job)]

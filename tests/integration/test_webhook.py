@@ -173,6 +173,26 @@ def test_of_eight_tellers_one_gets_an_entry_and_a_late_one_changes_nothing(datab
     assert outbox.counts() == {"open": 19, "sent": 1} and first.tries == 1
 
 
+def test_what_was_told_or_given_up_goes_after_two_weeks_and_nothing_else(database: Database, receivers: Callable[..., Receiver]) -> None:
+    fail(database, *range(4))  # at second 11
+    outbox = Outbox(database)
+    sent, given_up, late, untold = (outbox.take("o", 20.0, 1e12) for _ in range(4))
+    assert sent and given_up and late and untold
+    outbox.sent(sent, 30.0)
+    outbox.give_up(given_up, "why", 40.0)
+    outbox.sent(late, 50.0)
+    assert outbox.prune(30.0) == 0 and outbox.prune(50.0) == 2 and outbox.prune(50.0) == 0
+    assert {entry.id for entry in outbox.all()} == {late.id, untold.id}
+    fail(database, 5)
+    webhook = Webhook(outbox, receivers().url, SECRET)
+    webhook.start()
+    until = time.monotonic() + 20
+    while late.id in {entry.id for entry in outbox.all()} and time.monotonic() < until:
+        time.sleep(0.05)
+    webhook.stop()
+    assert [(entry.job_id, entry.state) for entry in outbox.all()] == [("j5", "sent"), (untold.job_id, "open")]
+
+
 def take_all(outbox: Outbox, owner: str) -> list[object]:
     found = []
     while (entry := outbox.take(owner, 100.0, 30.0)) is not None:

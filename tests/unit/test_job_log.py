@@ -53,14 +53,16 @@ def test_what_happens_is_written_into_the_log_and_progress_not_too_often() -> No
     emit("checkpoint", step=9)
     emit("samples", step=9, items=[])
     emit("paused", step=9)
+    emit("cancelled", step=9)
     emit("failed", cause="error", reason="It broke.")
-    assert len(said) == 10
+    assert len(said) == 11
     words = [line.split(" ", 1)[1].rstrip("\n") for line in lines]
     assert words[:3] == ["training", "step 1/9  loss 2.5000  410 tokens/s", "step 3/9  loss 2.5000  410 tokens/s"]
     assert words[3:] == [
         "step 9/9  loss 2.5000  410 tokens/s",
         "held-out loss 1.5000 after step 9",
         "checkpoint after step 9",
-        "stopped on a wish after step 9",
+        "paused after step 9",
+        "cancelled after step 9",
         "It broke.",
     ]

@@ -10,6 +10,7 @@ from typer.main import get_command
 from studio.__main__ import app
 from studio.training.config import PRESETS, TrainConfig, make_config, parse_overrides
 from studio.ui import form
+from studio.ui.tabs import chat
 
 
 @pytest.mark.parametrize(
@@ -81,3 +82,9 @@ def test_the_command_line_means_what_the_form_means() -> None:
     pairs = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert make_config("quick", parse_overrides(pairs)) == make_config("quick", changes)
     assert [words[i + 1] for i, word in enumerate(words) if word == "--sweep"] == ["rank=8,16", "seed=0,1"]
+
+
+def test_a_seed_that_nobody_gave_is_not_0() -> None:
+    with gr.Blocks():
+        seed = chat.build().seed
+    assert seed.value is None and seed.placeholder  # without a placeholder Gradio shows and sends 0
