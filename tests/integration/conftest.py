@@ -10,14 +10,29 @@ from storage.repositories import Bases
 from tests.databases import Server
 from tests.jobs import Forks
 from tests.records import BASE
+from tests.warm import Parent
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
+def parent() -> Iterator[Parent]:
+    """What forks training processes."""
+    parent = Parent()
+    yield parent
+    parent.close()
+
+
+@pytest.fixture(scope="module")
+def warm(parent: Parent) -> Iterator[None]:
+    """Training processes that a studio of this module's tests starts are forked, without their imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("studio.jobs.process.subprocess", parent.subprocess)
+        yield
+
+
+@pytest.fixture
+def forks(parent: Parent) -> Forks:
     """What starts training processes without their imports."""
-    forks = Forks()
-    yield forks
-    forks.close()
+    return Forks(parent)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from studio.services import Studio
 from tests.conftest import ROOT
 from tests.tiny import make_model
 
+pytestmark = pytest.mark.usefixtures("warm")
 TINY = {"quantization": "fp32", "rank": 4, "max_steps": 4}
 ENDLESS = {**TINY, "max_steps": 100_000}
 
