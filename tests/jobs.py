@@ -74,17 +74,17 @@ class Command:
     """The command that a worker starts, one process at a time.
 
     Args:
-        popen: starts it.
+        popen: starts it. threads: how many it computes with; 0 as many as there are cores.
     """
 
-    def __init__(self, popen: type[subprocess.Popen[bytes]] = subprocess.Popen) -> None:
-        self.popen = popen
+    def __init__(self, popen: type[subprocess.Popen[bytes]] = subprocess.Popen, threads: int = 1) -> None:
+        self.popen, self.threads = popen, threads
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, job: Job) -> None:
         """Start a job's process."""
         command = [sys.executable, "-m", "studio.training.run", str(job.file)]
-        env = {**command_environment(), "OMP_NUM_THREADS": "1"}
+        env = command_environment(threads=self.threads)
         with job.out.open("ab") as out, (job.folder / "log.txt").open("ab") as log:
             self.process = self.popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=out, stderr=log)
 
@@ -109,6 +109,6 @@ class Command:
 class Forks(Command):
     """The same without its imports. `parent` forks the processes."""
 
-    def __init__(self, parent: Parent) -> None:
-        super().__init__(parent.subprocess.Popen)
+    def __init__(self, parent: Parent, threads: int = 1) -> None:
+        super().__init__(parent.subprocess.Popen, threads)
         self.parent = parent

@@ -18,11 +18,12 @@ from tests.commands import GOOD, Outcome, Shell
 from tests.conftest import tiny_settings
 from tests.tiny import save_base
 
+pytestmark = pytest.mark.usefixtures("warm")
 STEPS = ["--set", "quantization=fp32", "--set", "rank=2", "--set", "max_steps=2"]
 
 
 @pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+def stocked(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, warm: None) -> Path:
     """A home with the tiny base, the samples and one adapter named bird."""
     home = tmp_path_factory.mktemp("stocked") / "home"
     studio = Studio(tiny_settings(home))

@@ -24,9 +24,10 @@ from studio.lora.files import adapter_sha256
 from studio.services import Studio
 from studio.training.run import LINEAGE_FILE
 from tests.conftest import tiny_settings
-from tests.jobs import Job, conversations
+from tests.jobs import Forks, Job, conversations
 from tests.ray_cluster import Head
 from tests.trainers import TINY
+from tests.warm import Parent
 
 SOAK = bool(os.environ.get("STUDIO_SOAK"))
 SILENCE_S = 5.0
@@ -95,10 +96,10 @@ def adapter_of(job: Job) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> bytes:
-    """The weights of the job below where nothing interrupts it."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, parent: Parent) -> bytes:
+    """The weights of the job below where nothing interrupts it; as a fork, which computes with as many threads."""
     job = Job(tmp_path_factory.mktemp("whole") / "whole", tiny_base, **PAUSABLE)
-    assert Seen(LocalExecutor().submit(launch(job))).end() == 0
+    assert Forks(parent, threads=0).run(job) == 0
     return adapter_of(job)
 
 

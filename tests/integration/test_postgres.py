@@ -135,6 +135,7 @@ def test_the_settings_do_not_show_the_url(tmp_path: Path) -> None:
     assert "wrong-word" not in repr(tiny_settings(tmp_path, database_url="postgresql://studio:wrong-word@127.0.0.1/name"))
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_studio_trains_and_lists_on_postgresql(postgres: Server, tmp_path: Path, tiny_base: Path, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
     with postgres.database() as url:
