@@ -83,7 +83,6 @@ def test_a_process_of_its_own_refuses_in_one_sentence_too(shell: Shell) -> None:
     path = shell.write("bad.jsonl", GOOD + "{\n")
     assert "bad.jsonl, line 2" in shell.refuse("dataset", "add", path, "--name", "mine", start=True)
     assert "no adapter named 'nobody'" in shell.refuse("chat", "--adapter", "nobody", "Hello", start=True)
-    assert "The option rank is '0'" in shell.refuse("train", "--dataset", "Angry bird", "--name", "x", "--set", "rank=0", start=True)
 
 
 def test_a_file_over_the_limit_is_refused(shell: Shell) -> None:
@@ -304,7 +303,7 @@ def test_a_base_that_lacks_weights_is_told_and_not_filled_with_random_ones(shell
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    sentence = shell.refuse("base", "fetch", folder, start=True)
+    sentence = shell.refuse("base", "fetch", folder)
     assert "The base 'broken' cannot be loaded: its files lack the weights model.layers.1.mlp.up_proj.weight" in sentence
 
 
