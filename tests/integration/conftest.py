@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from storage.database import Database
 from storage.repositories import Bases
@@ -11,6 +12,17 @@ from tests.databases import Server
 from tests.jobs import Forks
 from tests.records import BASE
 from tests.warm import Parent
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, here and in what is started: a second one only waits where the models are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

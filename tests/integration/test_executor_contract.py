@@ -31,6 +31,7 @@ from tests.warm import Parent
 
 SOAK = bool(os.environ.get("STUDIO_SOAK"))
 SILENCE_S = 5.0
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SLOW = {"max_steps": 100_000}
 SHORTLY = ["local", pytest.param("ray", marks=pytest.mark.soak)]
 
@@ -55,7 +56,7 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
 def launch(job: Job, attempt: int = 1) -> Launch:
     spec = replace(job.spec, attempt=attempt)
     name = hashlib.sha256(str(job.folder).encode()).hexdigest()[:16]  # a cluster takes each name once
-    return Launch(name, spec, job.folder, job.folder / f"log-{attempt}.txt")
+    return Launch(name, spec, job.folder, job.folder / f"log-{attempt}.txt", threads=CORES)  # as many as a cluster gives it
 
 
 class Seen:
@@ -97,9 +98,9 @@ def adapter_of(job: Job) -> bytes:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, parent: Parent) -> bytes:
-    """The weights of the job below where nothing interrupts it; as a fork, which computes with as many threads."""
+    """The weights of the job below where nothing interrupts it."""
     job = Job(tmp_path_factory.mktemp("whole") / "whole", tiny_base, **PAUSABLE)
-    assert Forks(parent, threads=0).run(job) == 0
+    assert Forks(parent, threads=CORES).run(job) == 0
     return adapter_of(job)
 
 

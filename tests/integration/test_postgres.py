@@ -142,7 +142,7 @@ def test_a_studio_trains_and_lists_on_postgresql(postgres: Server, tmp_path: Pat
         studio = Studio(tiny_settings(tmp_path / "home", database_url=url))
         studio.bases.fetch(str(tiny_base))
         assert len(studio.datasets.all()) == 5
-        job = studio.train("Angry bird", "bird", preset="quick", overrides=TINY)
+        job = studio.train("Angry bird", "bird", preset="quick", overrides={**TINY, "max_steps": 4})
         assert [found.id for found in studio.queue.all()] == [job.id] and studio.status().waiting == 1
         done = studio.train_and_wait(job, lambda event: None)
         assert done.state == "done", done.reason
