@@ -56,7 +56,7 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
 def launch(job: Job, attempt: int = 1) -> Launch:
     spec = replace(job.spec, attempt=attempt)
     name = hashlib.sha256(str(job.folder).encode()).hexdigest()[:16]  # a cluster takes each name once
-    return Launch(name, spec, job.folder, job.folder / f"log-{attempt}.txt", threads=CORES)  # as many as a cluster gives it
+    return Launch(name, spec, job.folder, job.folder / f"log-{attempt}.txt", threads=1)
 
 
 class Seen:
@@ -100,7 +100,7 @@ def adapter_of(job: Job) -> bytes:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, parent: Parent) -> bytes:
     """The weights of the job below where nothing interrupts it."""
     job = Job(tmp_path_factory.mktemp("whole") / "whole", tiny_base, **PAUSABLE)
-    assert Forks(parent, threads=CORES).run(job) == 0
+    assert Forks(parent).run(job) == 0
     return adapter_of(job)
 
 
@@ -176,6 +176,7 @@ def far_studio(head: Head, tmp_path: Path, tiny_base: Path) -> Iterator[Studio]:
         ray_jobs=1,
         shared_url=str(tmp_path / "shared"),
         max_losses=5,
+        jobs_per_device=max(CORES, 2),  # so many that each computes with one thread
     )
     studio = Studio(settings)
     studio.bases.fetch(str(tiny_base))
