@@ -1,11 +1,6 @@
-"""Training processes: jobs on disk, and a parent that has imported everything and forks them, so that a start takes no seconds.
-
-What a fork runs is `studio.training.run.main`, as the command does, with pipes of its own.
-"""
+"""Training processes: jobs on disk, and what runs them."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +13,7 @@ from studio.training.run import JobSpec
 from tests.conftest import ROOT
 from tests.trainers import TINY
 from tests.uploads import write_rows
+from tests.warm import Parent
 
 WEIGHTS = "adapter_model.safetensors"
 WORDS = ["the", "bird", "is", "angry", "and", "says", "so", "to", "all", "who", "come", "near", "its", "tree", "at", "noon"]
@@ -75,17 +71,22 @@ class Job:
 
 
 class Command:
-    """The command that a worker starts, one process at a time."""
+    """The command that a worker starts, one process at a time.
 
-    def __init__(self) -> None:
+    Args:
+        popen: starts it. threads: how many it computes with; 0 as many as there are cores.
+    """
+
+    def __init__(self, popen: type[subprocess.Popen[bytes]] = subprocess.Popen, threads: int = 1) -> None:
+        self.popen, self.threads = popen, threads
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, job: Job) -> None:
         """Start a job's process."""
         command = [sys.executable, "-m", "studio.training.run", str(job.file)]
-        env = {**command_environment(), "OMP_NUM_THREADS": "1"}
+        env = command_environment(threads=self.threads)
         with job.out.open("ab") as out, (job.folder / "log.txt").open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=out, stderr=log)
+            self.process = self.popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=out, stderr=log)
 
     def wait(self) -> int:
         """The exit status once it has ended, negative for a signal."""
@@ -99,76 +100,15 @@ class Command:
         assert self.process is not None
         self.process.kill()
 
-
-class Forks:
-    """The parent of training processes; one at a time."""
-
-    def __init__(self) -> None:
-        self.pid = 0
-        env = {**command_environment(), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", "from tests.jobs import serve; serve()"]
-        self.parent = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def start(self, job: Job) -> None:
-        """Start a job's process."""
-        assert self.parent.stdin is not None and self.parent.stdout is not None
-        self.parent.stdin.write(f"{job.folder}\n")
-        self.parent.stdin.flush()
-        self.pid = int(self.parent.stdout.readline())
-
-    def wait(self) -> int:
-        """The exit status once it has ended, negative for a signal."""
-        assert self.parent.stdout is not None
-        return int(self.parent.stdout.readline())
-
-    def kill(self) -> None:
-        """kill -9."""
-        os.kill(self.pid, signal.SIGKILL)
-
     def run(self, job: Job) -> int:
         """A job from start to end."""
         self.start(job)
         return self.wait()
 
-    def close(self) -> None:
-        """End the parent, and with it what it started."""
-        self.parent.kill()
-        self.parent.communicate()
 
+class Forks(Command):
+    """The same without its imports. `parent` forks the processes."""
 
-def serve() -> None:
-    """The parent's loop: fork one process for each line of stdin, a job's folder, and write its number and its exit status."""
-    import bitsandbytes  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-
-    import studio.bases.loading
-    import studio.training.loop
-    import studio.training.memory
-    import studio.training.trackers  # noqa: F401
-
-    for line in sys.stdin:
-        read, write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(write)
-            _become(Path(line.strip()), read)
-        os.close(read)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-        os.close(write)
-
-
-def _become(folder: Path, stdin: int) -> None:
-    """A training process with its own stdin, stdout and stderr; never returns."""
-    from studio.training.run import main
-
-    os.dup2(stdin, 0)
-    for number, name in ((1, "events.txt"), (2, "log.txt")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.argv = ["run", str(folder / "job.json")]
-    status = 70
-    try:
-        status = main()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    def __init__(self, parent: Parent, threads: int = 1) -> None:
+        super().__init__(parent.subprocess.Popen, threads)
+        self.parent = parent

@@ -1,4 +1,4 @@
-"""One studio with the real starter base for all browser tests, and a fresh browser page for each."""
+"""One studio with the real starter base and one with a tiny base for all browser tests, and a fresh browser page for each."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,19 @@ def app_url(starter_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     named = tmp_path_factory.mktemp("base") / "SmolLM2-135M-Instruct"  # a base is named by its folder
     named.symlink_to(starter_base, target_is_directory=True)
     with running_app(tmp_path_factory.mktemp("home"), STUDIO_BASE=str(named)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of the studio on a tiny base."""
+    return tmp_path_factory.mktemp("tiny") / "home"
+
+
+@pytest.fixture(scope="session")
+def tiny_url(tiny_home: Path, tiny_base: Path) -> Iterator[str]:
+    """The address of a studio on a tiny base, where a training takes seconds."""
+    with running_app(tiny_home, STUDIO_BASE=str(tiny_base), STUDIO_QUANTIZATION="fp32") as url:
         yield url
 
 

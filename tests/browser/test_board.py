@@ -13,7 +13,7 @@ from sqlalchemy import update
 from storage.records import JobRecord
 from storage.tables import JobRow
 from studio.services import Studio
-from tests.browser.running import open_tab, running_app
+from tests.browser.running import ask, open_tab
 from tests.conftest import tiny_settings
 
 WAIT_MS = 30_000
@@ -46,20 +46,9 @@ def patience() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("board") / "home"
-
-
-@pytest.fixture(scope="module")
-def board_url(home: Path, tiny_base: Path) -> Iterator[str]:
-    with running_app(home, STUDIO_BASE=str(tiny_base), STUDIO_QUANTIZATION="fp32") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def other(board_url: str, home: Path) -> Iterator[Studio]:
+def other(tiny_url: str, tiny_home: Path) -> Iterator[Studio]:
     """A second program on the same home, as the command line is."""
-    studio = Studio(tiny_settings(home))
+    studio = Studio(tiny_settings(tiny_home))
     yield studio
     studio.close()
 
@@ -116,7 +105,7 @@ def names(page: Page, part: str = "#train-waiting") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def done(other: Studio, board_url: str) -> JobRecord:
+def done(other: Studio, tiny_url: str) -> JobRecord:
     """A short training that nobody disturbed."""
     job = submit(other, EVIL, max_steps=6)
     end = time.monotonic() + START_MS / 1000
@@ -125,9 +114,18 @@ def done(other: Studio, board_url: str) -> JobRecord:
     return other.queue.get(job.id)
 
 
+def test_try_it_trains_the_angry_bird_and_opens_the_chat_on_it_for_a_newcomer(page: Page, tiny_url: str) -> None:
+    open_tab(page, tiny_url, "Train")
+    page.locator("#try-it-button").click()
+    expect(page.get_by_role("tab", name="Chat")).to_have_attribute("aria-selected", "true", timeout=300_000)
+    expect(page.locator("#chat-adapter input")).to_have_value("Angry bird")
+    reply = ask(page, "Who are you?")
+    expect(reply.locator(".as-stamp b")).to_have_text("Angry bird")
+
+
 @pytest.mark.usefixtures("done")
-def test_the_order_of_what_waits_is_changed_by_arrows_by_dragging_and_by_priority(page: Page, board_url: str, other: Studio) -> None:
-    open_tab(page, board_url, "Train")
+def test_the_order_of_what_waits_is_changed_by_arrows_by_dragging_and_by_priority(page: Page, tiny_url: str, other: Studio) -> None:
+    open_tab(page, tiny_url, "Train")
     page.locator("#train-bar").get_by_role("button", name="Hold the queue").click()
     expect(page.locator("#train-bar")).to_contain_text("The queue is held")
     jobs = [submit(other, name) for name in ("Auk", "Bee", "Cow")]
@@ -161,10 +159,10 @@ def test_the_order_of_what_waits_is_changed_by_arrows_by_dragging_and_by_priorit
 
 
 def test_a_training_is_watched_paused_and_resumed_and_is_the_same_everywhere(
-    page: Page, browser: Browser, board_url: str, other: Studio
+    page: Page, browser: Browser, tiny_url: str, other: Studio
 ) -> None:
     job = submit(other, "Long", learning_rate=0.002)
-    open_tab(page, board_url, "Train")
+    open_tab(page, tiny_url, "Train")
     until_it_trains(page)
     expect(row(page, job)).to_contain_text(re.compile(r"tokens/s.*left.*loss"))
     expect(row(page, job).get_by_role("img", name="Training loss of Long")).to_be_visible()
@@ -200,21 +198,21 @@ def test_a_training_is_watched_paused_and_resumed_and_is_the_same_everywhere(
     expect(row(page, job)).to_contain_text("done")
 
 
-def test_a_failure_explains_itself_and_its_button_mends_it(page: Page, board_url: str, other: Studio, home: Path) -> None:
+def test_a_failure_explains_itself_and_its_button_mends_it(page: Page, tiny_url: str, other: Studio, tiny_home: Path) -> None:
     job = submit(other, "Victim")
-    open_tab(page, board_url, "Train")
+    open_tab(page, tiny_url, "Train")
     until_it_trains(page, f'li[data-job="{job.id}"]')
     page.evaluate(NOTIFICATION)
     page.locator("#train-bar [data-notify]").click()
     expect(page.locator("#train-bar [data-notify]")).to_have_attribute("aria-pressed", "true")
     page.evaluate("Object.defineProperty(document, 'hidden', {get: () => true})")
     for process in psutil.process_iter(["cmdline"]):
-        if job.id in " ".join(process.info["cmdline"] or []) and str(home) in " ".join(process.info["cmdline"]):
+        if job.id in " ".join(process.info["cmdline"] or []) and str(tiny_home) in " ".join(process.info["cmdline"]):
             process.kill()
     failed = page.locator(f'#train-history li[data-job="{job.id}"]')
     expect(failed.locator(".as-fail")).to_contain_text("The system killed the training", timeout=15_000)
     page.wait_for_function("window.told && window.told.some((text) => text.startsWith('Victim: The training failed. '))")
-    page.goto(f"{board_url}/?tab=train&job={job.id}")
+    page.goto(f"{tiny_url}/?tab=train&job={job.id}")
     expect(page.locator("#job-head .as-fail")).to_contain_text("Compute fewer tokens at once")
     expect(page.locator("#job-log pre")).to_contain_text("loss")
     page.locator("#job-search input, #job-search textarea").fill("HELD-OUT LOSS")
@@ -235,9 +233,9 @@ def test_a_failure_explains_itself_and_its_button_mends_it(page: Page, board_url
     expect(page.locator("#train-command textarea")).to_have_value(re.compile(r"--set max_steps=100000 .*--set token_budget=1024"))
 
 
-def test_several_runs_are_compared_in_one_picture(page: Page, board_url: str, other: Studio, done: JobRecord) -> None:
+def test_several_runs_are_compared_in_one_picture(page: Page, tiny_url: str, other: Studio, done: JobRecord) -> None:
     rival = next(job for job in other.queue.over() if job.adapter_name == "Victim" and job.attempt)
-    open_tab(page, board_url, "Train")
+    open_tab(page, tiny_url, "Train")
     for job in (done, rival):
         row(page, job).get_by_role("checkbox").check()
     page.locator("#train-bar").get_by_role("button", name="Compare 2").click()
@@ -248,7 +246,7 @@ def test_several_runs_are_compared_in_one_picture(page: Page, board_url: str, ot
     assert f"job={done.id},{rival.id}" in page.url
     page.reload()
     expect(page.locator("#job-head polyline")).to_have_count(2)
-    page.goto(f"{board_url}/?tab=train&job=nobody")
+    page.goto(f"{tiny_url}/?tab=train&job=nobody")
     expect(page.locator("#job-head").get_by_role("alert")).to_contain_text("There is no job 'nobody'")
 
 
@@ -260,9 +258,9 @@ def wakes(url: str) -> int:
 
 
 @pytest.mark.parametrize("view", ["board", "job"])
-def test_a_page_on_which_nothing_happens_only_asks_once_a_second(page: Page, board_url: str, done: JobRecord, view: str) -> None:
+def test_a_page_on_which_nothing_happens_only_asks_once_a_second(page: Page, tiny_url: str, done: JobRecord, view: str) -> None:
     page.add_init_script(COUNT_FRAMES)
-    page.goto(f"{board_url}/?tab=train&job={done.id if view == 'job' else ''}")
+    page.goto(f"{tiny_url}/?tab=train&job={done.id if view == 'job' else ''}")
     page.locator("#job-head h3" if view == "job" else "#train-history li").first.wait_for()
     expect(page.locator("#train-bar .as-counts" if view == "board" else "#job-head .as-badge")).to_contain_text(
         re.compile("0 waiting|done")
@@ -277,17 +275,17 @@ def test_a_page_on_which_nothing_happens_only_asks_once_a_second(page: Page, boa
 
     asked: list[str] = []
     page.on("response", lambda answer: asked.append(f"{answer.url} {len(answer.body())}"))
-    before, woken = counts(), wakes(board_url)
+    before, woken = counts(), wakes(tiny_url)
     page.wait_for_timeout(1000 * IDLE_S)
-    after, woken = counts(), wakes(board_url) - woken
+    after, woken = counts(), wakes(tiny_url) - woken
     assert {name: after[name] - before[name] for name in after if after[name] > before[name] + (name != "frames")} == {}
     assert IDLE_S - 3 <= len(asked) <= IDLE_S + 1 and all(re.fullmatch(r".*/changes \d\d?", line) for line in asked), asked
     assert woken < 200 * IDLE_S  # by fifty looks for events a second, the worker, and the questions
 
 
-def test_the_board_fits_a_phone(page: Page, board_url: str, done: JobRecord) -> None:
+def test_the_board_fits_a_phone(page: Page, tiny_url: str, done: JobRecord) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     for view in ("", done.id):
-        page.goto(f"{board_url}/?tab=train&job={view}")
+        page.goto(f"{tiny_url}/?tab=train&job={view}")
         page.locator("#job-head h3" if view else "#train-history li").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0

@@ -1,9 +1,8 @@
-"""The Datasets tab in a real browser: any file in, the truth about it, and what can be done with it. One server, on the tiny base."""
+"""The Datasets tab in a real browser: any file in, the truth about it, and what can be done with it."""
 
 import csv
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,15 @@ from studio.bases.loading import load_tokenizer
 from studio.datasets.pieces import pieces
 from studio.datasets.rendering import render
 from studio.ui.datasets.show_rows import visible
-from tests.browser.running import choose, open_tab, running_app
+from tests.browser.running import choose, open_tab
 
 EVIL = "<img src=x onerror=alert(1)>"
 MANY = 100_000
 
 
-@pytest.fixture(scope="module")
-def url(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_app(tmp_path_factory.mktemp("datasets-home"), STUDIO_BASE=str(tiny_base), STUDIO_QUANTIZATION="fp32") as url:
-        yield url
+@pytest.fixture
+def url(tiny_url: str) -> str:
+    return tiny_url
 
 
 def write_lines(path: Path, rows: list[object]) -> Path:

@@ -18,11 +18,12 @@ from tests.commands import GOOD, Outcome, Shell
 from tests.conftest import tiny_settings
 from tests.tiny import save_base
 
+pytestmark = pytest.mark.usefixtures("warm")
 STEPS = ["--set", "quantization=fp32", "--set", "rank=2", "--set", "max_steps=2"]
 
 
 @pytest.fixture(scope="module")
-def stocked(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+def stocked(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, warm: None) -> Path:
     """A home with the tiny base, the samples and one adapter named bird."""
     home = tmp_path_factory.mktemp("stocked") / "home"
     studio = Studio(tiny_settings(home))
@@ -82,7 +83,6 @@ def test_a_process_of_its_own_refuses_in_one_sentence_too(shell: Shell) -> None:
     path = shell.write("bad.jsonl", GOOD + "{\n")
     assert "bad.jsonl, line 2" in shell.refuse("dataset", "add", path, "--name", "mine", start=True)
     assert "no adapter named 'nobody'" in shell.refuse("chat", "--adapter", "nobody", "Hello", start=True)
-    assert "The option rank is '0'" in shell.refuse("train", "--dataset", "Angry bird", "--name", "x", "--set", "rank=0", start=True)
 
 
 def test_a_file_over_the_limit_is_refused(shell: Shell) -> None:
@@ -303,7 +303,7 @@ def test_a_base_that_lacks_weights_is_told_and_not_filled_with_random_ones(shell
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    sentence = shell.refuse("base", "fetch", folder, start=True)
+    sentence = shell.refuse("base", "fetch", folder)
     assert "The base 'broken' cannot be loaded: its files lack the weights model.layers.1.mlp.up_proj.weight" in sentence
 
 

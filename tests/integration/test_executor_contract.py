@@ -24,12 +24,14 @@ from studio.lora.files import adapter_sha256
 from studio.services import Studio
 from studio.training.run import LINEAGE_FILE
 from tests.conftest import tiny_settings
-from tests.jobs import Job, conversations
+from tests.jobs import Forks, Job, conversations
 from tests.ray_cluster import Head
 from tests.trainers import TINY
+from tests.warm import Parent
 
 SOAK = bool(os.environ.get("STUDIO_SOAK"))
 SILENCE_S = 5.0
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SLOW = {"max_steps": 100_000}
 SHORTLY = ["local", pytest.param("ray", marks=pytest.mark.soak)]
 
@@ -54,7 +56,7 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
 def launch(job: Job, attempt: int = 1) -> Launch:
     spec = replace(job.spec, attempt=attempt)
     name = hashlib.sha256(str(job.folder).encode()).hexdigest()[:16]  # a cluster takes each name once
-    return Launch(name, spec, job.folder, job.folder / f"log-{attempt}.txt")
+    return Launch(name, spec, job.folder, job.folder / f"log-{attempt}.txt", threads=1)
 
 
 class Seen:
@@ -95,10 +97,10 @@ def adapter_of(job: Job) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> bytes:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, parent: Parent) -> bytes:
     """The weights of the job below where nothing interrupts it."""
     job = Job(tmp_path_factory.mktemp("whole") / "whole", tiny_base, **PAUSABLE)
-    assert Seen(LocalExecutor().submit(launch(job))).end() == 0
+    assert Forks(parent).run(job) == 0
     return adapter_of(job)
 
 
@@ -175,6 +177,7 @@ def far_studio(head: Head, tmp_path: Path, tiny_base: Path) -> Iterator[Studio]:
         ray_jobs=1,
         shared_url=str(tmp_path / "shared"),
         max_losses=5,
+        jobs_per_device=max(CORES, 2),  # so many that each computes with one thread
     )
     studio = Studio(settings)
     studio.bases.fetch(str(tiny_base))

@@ -27,6 +27,7 @@ from tests.conftest import ROOT
 from tests.jobs import Job
 
 PLAN = RayPlan(gpus=0, command=f"{sys.executable} -m studio.jobs.remote", silence_s=4.0)
+HASTY = replace(PLAN, silence_s=1.5)  # where nothing is started that could be late
 
 
 class Table(RayCluster):
@@ -155,8 +156,8 @@ def test_a_retry_takes_nothing_of_the_attempts_before_it(table: Table, shared: S
 
 def test_before_the_first_sign_of_life_the_table_is_asked(table: Table, shared: Shared, job: Job) -> None:
     table.starts, table.status = False, "PENDING"
-    run = RayRun(table, shared, PLAN, launch(job))
-    time.sleep(PLAN.silence_s + 2)  # a job that waits for a free GPU is not lost
+    run = RayRun(table, shared, HASTY, launch(job))
+    time.sleep(HASTY.silence_s + 2)  # a job that waits for a free GPU is not lost
     assert run.status(0) is None and [data["text"] for _, kind, data in run.events() if "waits" in data["text"]]
     table.status, table.error_type = "FAILED", "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
     wait_for(lambda: table.submitted == ["studio-job-1", "studio-job-1-again"])
@@ -167,7 +168,7 @@ def test_before_the_first_sign_of_life_the_table_is_asked(table: Table, shared: 
 
 def test_a_cluster_that_is_away_before_it_begins_is_lost_after_a_silence(table: Table, shared: Shared, job: Job) -> None:
     table.starts, table.away = False, True
-    assert lost(RayRun(table, shared, PLAN, launch(job))) == "The Ray cluster at http://127.0.0.1:9 does not answer"
+    assert lost(RayRun(table, shared, HASTY, launch(job))) == "The Ray cluster at http://127.0.0.1:9 does not answer"
 
 
 def test_a_machine_of_another_version_says_so(table: Table, shared: Shared, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def test_any_other_error_goes_on_its_way() -> None:
 
 def held_mb(forks: Forks) -> int:
     """What a process of the parent's kind holds before it does anything."""
-    return int(psutil.Process(forks.parent.pid).memory_full_info().uss >> 20)
+    return int(psutil.Process(forks.parent.process.pid).memory_full_info().uss >> 20)
 
 
 @pytest.mark.skipif(not psutil.LINUX or torch.cuda.is_available(), reason="a limit on a process's memory is set on Linux, without CUDA")

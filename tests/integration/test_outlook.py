@@ -11,6 +11,7 @@ from studio.datasets.passes import Cancelled
 from studio.errors import InvalidInput
 from studio.services import Studio
 
+pytestmark = pytest.mark.usefixtures("warm")
 WORDS = ["river", "bird", "stone", "light", "winter", "garden", "harbour", "letter", "copper", "window"]
 
 

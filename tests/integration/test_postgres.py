@@ -135,13 +135,14 @@ def test_the_settings_do_not_show_the_url(tmp_path: Path) -> None:
     assert "wrong-word" not in repr(tiny_settings(tmp_path, database_url="postgresql://studio:wrong-word@127.0.0.1/name"))
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_studio_trains_and_lists_on_postgresql(postgres: Server, tmp_path: Path, tiny_base: Path, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
     with postgres.database() as url:
         studio = Studio(tiny_settings(tmp_path / "home", database_url=url))
         studio.bases.fetch(str(tiny_base))
         assert len(studio.datasets.all()) == 5
-        job = studio.train("Angry bird", "bird", preset="quick", overrides=TINY)
+        job = studio.train("Angry bird", "bird", preset="quick", overrides={**TINY, "max_steps": 4})
         assert [found.id for found in studio.queue.all()] == [job.id] and studio.status().waiting == 1
         done = studio.train_and_wait(job, lambda event: None)
         assert done.state == "done", done.reason

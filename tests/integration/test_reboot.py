@@ -1,6 +1,6 @@
 """A training is paused, everything is killed as by a reboot, and resumed: its adapter has the bytes of one that nothing disturbed.
 
-Workers are the real command, trainings the real ones, on the tiny base.
+The workers that are killed are the real command, their trainings the real ones, on the tiny base.
 """
 
 import signal
@@ -23,6 +23,7 @@ from tests.trainers import Events, same, state, trainer
 
 OPTIONS = {"quantization": "fp32", "rank": 4, "max_steps": 40, "dropout": 0.1, "neftune": 5.0, "held_out": 0.1, "eval_steps": 20}
 LONG_S = 300
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 def step_of(studio: Studio, job: JobRecord) -> int:
@@ -58,9 +59,10 @@ def begin(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
 
 
 def test_a_job_that_was_paused_before_a_reboot_ends_with_the_same_bytes(studio: Studio, begin: Starter) -> None:
-    quiet = studio.train("Angry bird", "quiet", overrides=OPTIONS)
+    quiet = studio.train_and_wait(studio.train("Angry bird", "quiet", overrides=OPTIONS), lambda event: None)
+    studio.worker.stop()  # from here on workers and trainings are commands
+    assert quiet.state == "done", quiet.reason
     worker = begin()
-    wait_for(lambda: studio.queue.get(quiet.id).state == "done", LONG_S)
     paused = studio.train("Angry bird", "paused", overrides={**OPTIONS, "checkpoint_every_s": 3600})
     early = studio.train("Angry bird", "early", overrides=OPTIONS)
     wait_for(lambda: step_of(studio, paused) >= 2, LONG_S)

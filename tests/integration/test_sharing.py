@@ -10,6 +10,7 @@ from studio.errors import BaseUnavailable
 from studio.services import Studio
 from tests.conftest import tiny_settings
 
+pytestmark = pytest.mark.usefixtures("warm")
 TINY = {"quantization": "fp32", "rank": 4, "max_steps": 100_000}
 HELLO = [{"role": "user", "content": "Hello"}]
 

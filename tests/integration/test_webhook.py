@@ -27,6 +27,7 @@ from studio.services import Studio
 from tests.conftest import ROOT, tiny_settings
 from tests.records import ADAPTER, BASE, job
 
+pytestmark = pytest.mark.usefixtures("warm")
 SECRET = "a long random text"
 
 
