@@ -59,7 +59,7 @@ class _Slot:
     weights: AdapterWeights | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lease:
     """The slots that a voice has until `release`, as they were when it got them, and its prefix if it has one."""
 
@@ -92,6 +92,7 @@ class Bank:
         self._generation = 0
         self._pinned: set[str] = set()
         self._squares: dict[str, Tensor] = {}
+        self._routed: list[Lease] = []  # what the routing says now; nothing once a slot has moved
 
     def missing(self, voice: Voice) -> list[AdapterSource]:
         """What of a voice lies in no slot; any thread may ask."""
@@ -128,6 +129,8 @@ class Bank:
 
     def route(self, leases: Sequence[Lease]) -> None:
         """Route row i of the next forward pass to what `leases[i]` holds."""
+        if self._routed == list(leases):
+            return
         rows = []
         for lease in leases:
             for slot, generation, _ in lease.slots:
@@ -136,6 +139,7 @@ class Bank:
             rows.append([Share(slot.rank, slot.index, weight) for slot, _, weight in lease.slots if weight])
         one = self.runner.inputs[0]
         self.routing.set(rows, one.device, one.dtype)
+        self._routed = list(leases)
 
     def pin(self, sha256s: set[str]) -> None:
         """These keep their slots, and their places in memory, once they have them."""
@@ -220,6 +224,7 @@ class Bank:
             one.resize(rank, size, moves)
         for slot, (_, new) in zip(mine, moves, strict=True):
             slot.index = new
+        self._routed = []
         held = self._classes[rank]
         held.size, held.free = size, list(range(len(mine), size))
 
@@ -237,7 +242,7 @@ class Bank:
             for name in (name for name in one.names if name in names):
                 a, b = weights.pairs[name]
                 scaled = b.float() * weights.scale
-                sources += [a, scaled * gains[name].unsqueeze(1) if name in gains else scaled]
+                sources += [a, (scaled * gains[name].unsqueeze(1) if name in gains else scaled).T]
         if empty:
             torch._foreach_zero_(empty)
         torch._foreach_copy_(targets, sources)

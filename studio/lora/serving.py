@@ -6,9 +6,9 @@ changes no result. For a row with slots s and weights w_s the layers compute
     y = W x + Σ_s w_s · B_s (A_s x)                                    LoRA, with its scale folded into B
     y = W x + Σ_s w_s · [(g_s − 1) ∘ W x + B_s (A_s x)]                DoRA, g = m / ‖W + s·B A‖, folded into B as well
 
-One product with the A of all slots in use, the rows of others struck out, and one with their B serve a mixed batch: nothing
-is gathered, and no Python runs for each adapter. What is struck out is replaced and not multiplied, as 0 · NaN is NaN; B is
-finite by contract, so that the zeros stay zeros.
+Where all rows have the same, that is a product or two with one slot. Else the rows are laid out by slot, those of a slot beside each
+other, and one batched product with A and one with each B serve them all: the stacks are read where they lie, nothing of them is
+copied, and no Python runs for each adapter. No row's numbers meet another slot's, so that what is not finite stays where it is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,19 +36,32 @@ class Share:
 
 
 @dataclass(frozen=True)
-class _Route:
-    """Who uses one stack in the coming step.
+class _Same:
+    """All rows use the same slots of one stack, each with a weight."""
 
-    `single` is the slot of all rows, with `weight`. Else `used` slots from the first on are read, and `shares`, (rows, used),
-    has each row's weights; `chosen` says where they are not 0. `plain`: they are all 1 or 0.
+    parts: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Rows that use different slots of one stack, `first` to `end`.
+
+    They are laid out as a table of slots × `width` places, to be computed slot by slot. `rows` says whose input stands at each place
+    (any where nobody's does). Entry i is what row `targets[i]` gets: place `places[i]` of slot `slots[i]`, times `weights[i]` where
+    they are not all 1.
     """
 
-    single: int = -1
-    weight: float = 1.0
-    used: int = 0
-    shares: Tensor | None = None
-    chosen: Tensor | None = None
-    plain: bool = True
+    first: int
+    end: int
+    width: int
+    rows: Tensor  # (slots · width,)
+    targets: Tensor  # (n,)
+    places: Tensor  # (n,)
+    slots: Tensor  # (n,)
+    weights: Tensor | None  # (n, 1)
+
+
+_Route = _Same | _Mixed
 
 
 class Routing:
@@ -64,62 +77,83 @@ class Routing:
 
 
 def _route(rows: list[list[Share]], device: torch.device, dtype: torch.dtype) -> _Route:
-    first = rows[0][0] if rows[0] else None
-    if first is not None and all(shares == [first] for shares in rows):
-        return _Route(single=first.slot, weight=first.weight)
-    used = 1 + max(share.slot for shares in rows for share in shares)
-    table = torch.zeros(len(rows), used)
-    for index, shares in enumerate(rows):
-        for share in shares:
-            table[index, share.slot] += share.weight
-    plain = bool(((table == 0) | (table == 1)).all())
-    table = table.to(device=device, dtype=dtype)
-    return _Route(used=used, shares=table, chosen=(table != 0)[:, :, None, None], plain=plain)
+    if all(shares == rows[0] for shares in rows):
+        return _Same(tuple((share.slot, share.weight) for share in rows[0]))
+    entries = [(share.slot, row, share.weight) for row, shares in enumerate(rows) for share in shares]
+    by_slot: dict[int, list[int]] = {}
+    places = []
+    for slot, row, _ in entries:
+        mine = by_slot.setdefault(slot, [])
+        places.append(len(mine))
+        mine.append(row)
+    first, end, width = min(by_slot), max(by_slot) + 1, max(len(mine) for mine in by_slot.values())
+    table = [row for slot in range(first, end) for row in (by_slot.get(slot, []) + [0] * width)[:width]]
+    weights = [weight for _, _, weight in entries]
+
+    def index(numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=device)
+
+    return _Mixed(
+        first,
+        end,
+        width,
+        rows=index(table),
+        targets=index([row for _, row, _ in entries]),
+        places=index([(slot - first) * width + place for (slot, _, _), place in zip(entries, places, strict=True)]),
+        slots=index([slot for slot, _, _ in entries]),
+        weights=None if all(w == 1 for w in weights) else torch.tensor(weights, dtype=dtype, device=device).unsqueeze(1),
+    )
 
 
 class Stack:
     """The slots of one class for the layers of one input.
 
     Attributes:
-        a: (slots, M, r, d_in) for M layers. b: M tensors (d_out, slots, r). gains: M tensors (slots, d_out) of g − 1, or None
+        a: (slots, M·r, d_in) for M layers. b: M tensors (slots, r, d_out). gains: M tensors (slots, d_out) of g − 1, or None
             where no DoRA was ever installed.
     """
 
     def __init__(self, slots: int, rank: int, d_in: int, d_outs: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         self.slots, self.rank = slots, rank
-        self.a = torch.zeros(slots, len(d_outs), rank, d_in, dtype=dtype, device=device)
-        self.b = [torch.zeros(d_out, slots, rank, dtype=dtype, device=device) for d_out in d_outs]
+        self.a = torch.zeros(slots, len(d_outs) * rank, d_in, dtype=dtype, device=device)
+        self.b = [torch.zeros(slots, rank, d_out, dtype=dtype, device=device) for d_out in d_outs]
         self.gains: list[Tensor] | None = None
-        self._zero = torch.zeros((), dtype=dtype, device=device)
 
     def add(self, x: Tensor, y: Tensor, route: _Route) -> None:
         """Add what the adapters of this class say: x is (N, d_in), y (N, Σ d_out) and holds W x; N is rows, or tokens of one row."""
-        count, layers = x.shape[0], len(self.b)
-        if route.single >= 0:
-            low = F.linear(x, self.a[route.single].flatten(0, 1))  # (N, M·r)
-            low = low if route.weight == 1 else low * route.weight
-            parts = low.view(count, layers, self.rank).unbind(1)  # M × (N, r)
-            ups = [b[:, route.single] for b in self.b]
-        else:
-            assert route.chosen is not None and route.shares is not None
-            low = F.linear(x, self.a[: route.used].flatten(0, 2)).view(count, route.used, layers * self.rank, 1)
-            low = torch.where(route.chosen, low, self._zero)
-            low = low if route.plain else low * route.shares[:, :, None, None]
-            parts = low.view(count, route.used, layers, self.rank).permute(2, 0, 1, 3).reshape(layers, count, -1).unbind(0)
-            ups = [b[:, : route.used].flatten(1) for b in self.b]
-        at = 0
-        for part, up in zip(parts, ups, strict=True):
-            y[:, at : at + up.shape[0]] += F.linear(part, up)
-            at += up.shape[0]
+        if isinstance(route, _Mixed):
+            self._add_mixed(x, y, route)
+            return
+        for slot, weight in route.parts:
+            low = F.linear(x, self.a[slot])  # (N, M·r)
+            low = low if weight == 1 else low * weight
+            at = 0
+            for index, b in enumerate(self.b):
+                y[:, at : at + b.shape[2]] += low[:, index * self.rank : (index + 1) * self.rank] @ b[slot]
+                at += b.shape[2]
 
-    def gain(self, route: _Route) -> Tensor | None:
-        """Σ w (g − 1) for each row and output, (rows or 1, Σ d_out); None where nobody has gains."""
+    def _add_mixed(self, x: Tensor, y: Tensor, route: _Mixed) -> None:
+        chosen = slice(route.first, route.end)
+        low = torch.bmm(x.index_select(0, route.rows).view(-1, route.width, x.shape[1]), self.a[chosen].mT)  # (slots, width, M·r)
+        at = 0
+        for index, b in enumerate(self.b):
+            high = torch.bmm(low[:, :, index * self.rank : (index + 1) * self.rank], b[chosen]).flatten(0, 1)  # (slots · width, d_out)
+            said = high.index_select(0, route.places)
+            said = said if route.weights is None else said * route.weights
+            y[:, at : at + b.shape[2]].index_add_(0, route.targets, said.to(y.dtype))
+            at += b.shape[2]
+
+    def stretch(self, plain: Tensor, y: Tensor, route: _Route) -> None:
+        """Add Σ w (g − 1) ∘ W x, where somebody has gains; `plain` is W x, (N, Σ d_out)."""
         if self.gains is None:
-            return None
-        if route.single >= 0:
-            return torch.cat([gain[route.single] for gain in self.gains]).unsqueeze(0) * route.weight
-        assert route.shares is not None
-        return torch.cat([route.shares @ gain[: route.used] for gain in self.gains], dim=1)
+            return
+        if isinstance(route, _Same):
+            for slot, weight in route.parts:
+                y += torch.cat([gain[slot] for gain in self.gains]) * weight * plain
+            return
+        gains = torch.cat([gain.index_select(0, route.slots) for gain in self.gains], dim=1)  # (n, Σ d_out)
+        gains = gains if route.weights is None else gains * route.weights
+        y.index_add_(0, route.targets, (gains * plain.index_select(0, route.targets)).to(y.dtype))
 
 
 class AdaptedInput:
@@ -153,10 +187,10 @@ class AdaptedInput:
         routes = [(stack, route) for rank, route in self.routing.routes.items() if (stack := self._stacks.get(rank)) is not None]
         if not routes:
             return y
-        gains = [gain for stack, route in routes if (gain := stack.gain(route)) is not None]
-        if gains:
-            plain = y.to(self.dtype) if self._bias is None else y.to(self.dtype) - self._bias
-            y += sum(gain * plain for gain in gains)
+        if any(stack.gains is not None for stack, _ in routes):
+            plain = y.to(self.dtype, copy=True) if self._bias is None else y.to(self.dtype) - self._bias
+            for stack, route in routes:
+                stack.stretch(plain, y, route)
         z = x.to(self.dtype)
         for stack, route in routes:
             stack.add(z, y, route)
@@ -172,14 +206,14 @@ class AdaptedInput:
         before, after = [i for i, _ in pairs], [i for _, i in pairs]
         new.a[after] = old.a[before]
         for mine, theirs in zip(new.b, old.b, strict=True):
-            mine[:, after] = theirs[:, before]
+            mine[after] = theirs[before]
         if old.gains is not None:
             new.gains = [torch.zeros(slots, d_out, dtype=self.dtype, device=self.device) for d_out in self.d_outs]
             for mine, theirs in zip(new.gains, old.gains, strict=True):
                 mine[after] = theirs[before]
 
     def places(self, rank: int, slots: int, slot: int, used: int, mine: set[str]) -> tuple[list[Tensor], list[Tensor]]:
-        """Views of a slot for the layers in `mine`, A (used, d_in) and B (d_out, used) in turns, and those that must become zero.
+        """Views of a slot for the layers in `mine`, A (used, d_in) and Bᵀ (used, d_out) in turns, and those that must become zero.
 
         Args:
             rank, slots: of the class, whose stack is made where nothing was ever installed. used: the adapter's own rank.
@@ -190,10 +224,10 @@ class AdaptedInput:
         stack = there or self._make(rank, slots)
         filled, empty = [], []
         for index, name in enumerate(self.names):
-            a, b = stack.a[slot, index], stack.b[index][:, slot]
+            a, b = stack.a[slot, index * rank : (index + 1) * rank], stack.b[index][slot]
             if name in mine:
-                filled += [a[:used], b[:, :used]]
-                empty += [a[used:], b[:, used:]] if used < rank else []
+                filled += [a[:used], b[:used]]
+                empty += [a[used:], b[used:]] if used < rank else []
             else:
                 empty += [a, b]
         if stack.gains is not None:
