@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from studio.chat.host import AdapterSource, HostTier
+from studio.chat.host import AdapterSource, HostTier, Loaded
 from studio.chat.runner import Runner
-from studio.errors import IncompatibleAdapter, StudioError
-from studio.lora.files import AdapterWeights, PrefixWeights
+from studio.errors import IncompatibleAdapter
+from studio.lora.files import PrefixWeights
 from studio.lora.serving import AdaptedInput, Routing, Share, rank_class
 
 
@@ -56,7 +56,6 @@ class _Slot:
     generation: int
     sha256: str
     users: int = 0
-    weights: AdapterWeights | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +108,13 @@ class Bank:
         prefix = None
         try:
             for part in voice.parts:
-                weights = self._weights(part.source)
-                if weights is not None and weights.prefix is not None:
-                    prefix = _only_prefix(prefix, weights.prefix, part.weight)
-                    continue
-                slot = self._resident.get(part.source.sha256) or self._install(part.source.sha256, weights)
+                slot = self._resident.get(part.source.sha256)
+                if slot is None:
+                    loaded = self.host.want(part.source).result()
+                    if loaded.prefix is not None:
+                        prefix = _only_prefix(prefix, loaded.prefix, part.weight)
+                        continue
+                    slot = self._install(part.source.sha256, loaded)
                 slot.users += 1
                 self._resident.move_to_end(slot.sha256)
                 taken.append((slot, slot.generation, part.weight))
@@ -158,17 +159,12 @@ class Bank:
     def _bytes_of(self, rank: int) -> int:
         return sum(one.slot_bytes(rank) for one in self.runner.inputs)
 
-    def _weights(self, source: AdapterSource) -> AdapterWeights | None:
-        """What was read of an adapter; None where it lies in a slot already."""
-        return None if source.sha256 in self._resident else self.host.want(source).result().weights
-
-    def _install(self, sha256: str, weights: AdapterWeights | None) -> _Slot:
-        assert weights is not None
-        self._check(weights)
-        rank = rank_class(weights.rank)
+    def _install(self, sha256: str, loaded: Loaded) -> _Slot:
+        self._check(loaded)
+        rank = rank_class(loaded.rank)
         index = self._take(rank)
         try:
-            self._fill(rank, index, weights)
+            self._fill(rank, index, loaded)
         except BaseException:
             self._classes[rank].free.append(index)
             raise
@@ -176,12 +172,12 @@ class Bank:
         slot = self._resident[sha256] = _Slot(rank, index, self._generation, sha256)
         return slot
 
-    def _check(self, weights: AdapterWeights) -> None:
-        for name, (a, b) in weights.pairs.items():
+    def _check(self, loaded: Loaded) -> None:
+        for name, (a, b) in loaded.pairs.items():
             if name not in self._inputs:
                 raise IncompatibleAdapter(f"The adapter has weights for {name!r}, which is no linear layer of the resident base.")
             one = self._inputs[name]
-            got, wanted = (b.shape[0], a.shape[1]), (one.d_outs[one.names.index(name)], one.d_in)
+            got, wanted = (b.shape[1], a.shape[1]), (one.d_outs[one.names.index(name)], one.d_in)
             if got != wanted:
                 raise IncompatibleAdapter(f"The adapter's weights for {name!r} are for a layer of {got}; the resident base's is {wanted}.")
 
@@ -228,42 +224,36 @@ class Bank:
         held = self._classes[rank]
         held.size, held.free = size, list(range(len(mine), size))
 
-    def _fill(self, rank: int, index: int, weights: AdapterWeights) -> None:
+    def _fill(self, rank: int, index: int, loaded: Loaded) -> None:
         """Copy an adapter into a slot, all layers in a few calls."""
-        names, size = set(weights.pairs), self._classes[rank].size
+        names, size = set(loaded.pairs), self._classes[rank].size
         targets: list[Tensor] = []
         empty: list[Tensor] = []
         sources: list[Tensor] = []
-        gains = self._gains(weights)
+        gains = self._gains(loaded)
         for one in self.runner.inputs:
-            mine, zeros = one.places(rank, size, index, weights.rank, names)
+            mine, zeros = one.places(rank, size, index, loaded.rank, names)
             targets += mine
             empty += zeros
             for name in (name for name in one.names if name in names):
-                a, b = weights.pairs[name]
-                scaled = b.float() * weights.scale
-                sources += [a, (scaled * gains[name].unsqueeze(1) if name in gains else scaled).T]
+                a, b = loaded.pairs[name]
+                sources += [a, b * gains[name] if name in gains else b]
         if empty:
             torch._foreach_zero_(empty)
         torch._foreach_copy_(targets, sources)
         for name, gain in gains.items():
             self._inputs[name].set_gain(rank, index, name, gain - 1)
 
-    def _gains(self, weights: AdapterWeights) -> dict[str, Tensor]:
+    def _gains(self, loaded: Loaded) -> dict[str, Tensor]:
         """g = m / ‖W + s·B A‖ by row of each layer of a DoRA, (d_out,), float32, from products with W alone (see `DoraLinear`)."""
         gains = {}
-        for name, magnitude in weights.magnitudes.items():
-            a, b = (tensor.float().to(self.runner.device) for tensor in weights.pairs[name])
-            cross = (self.runner.product(name, a.to(self.runner.dtype)).float().T * b).sum(dim=1)  # ⟨wAᵀ, b⟩
-            own = ((b @ (a @ a.T)) * b).sum(dim=1)
-            squares = self._row_squares(name) + 2 * weights.scale * cross + weights.scale**2 * own
-            norms = squares.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
-            gains[name] = (magnitude.float().to(norms.device) / norms).to(b.device)
-            if not torch.isfinite(gains[name]).all():
-                raise StudioError(
-                    "The adapter holds numbers that are not finite; it cannot be used. Train it again with a lower learning_rate."
-                )
-        return {name: gain.cpu() for name, gain in gains.items()}
+        for name, magnitude in loaded.magnitudes.items():
+            a, b = (tensor.to(self.runner.device) for tensor in loaded.pairs[name])
+            cross = (self.runner.product(name, a.to(self.runner.dtype)).float() * b).sum(dim=0)  # ⟨wAᵀ, b⟩
+            own = ((a @ a.T @ b) * b).sum(dim=0)
+            norms = (self._row_squares(name) + 2 * cross + own).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
+            gains[name] = (magnitude.float().to(norms.device) / norms).cpu()
+        return gains
 
     def _row_squares(self, name: str) -> Tensor:
         """‖W‖² by row, (d_out,), of a layer, whatever form its weights have: W is what it makes of the unit vectors."""
