@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from studio.lora.linear import dense_weight
 
-# Up to so many rows int8 is the faster: measured on two cores with AVX512, see docs/performance.md.
+# Up to so many rows int8 is the faster, by measurement on two cores with AVX512.
 FEW_ROWS = 16
 
 
