@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run demo test check soak fmt bench bench-training screenshots clean base
+.PHONY: run demo test check soak fmt bench bench-chat bench-training screenshots clean base
 .DEFAULT_GOAL := run
 
 run: base  ## serve the studio on http://127.0.0.1:7860
@@ -27,17 +27,19 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 soak: $(VENV)/.dev base  ## long tests in full: kill trainings, workers and clusters, upload a million broken files; an hour or so
 	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py \
 		tests/integration/test_upload_fuzz.py tests/integration/test_chaos.py tests/integration/test_executor_contract.py \
-		tests/integration/test_queue.py tests/integration/test_reboot.py tests/e2e
+		tests/integration/test_queue.py tests/integration/test_reboot.py tests/integration/test_chat_soak.py tests/e2e
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-training  ## JSON, one line a benchmark
-	$(BIN)/python -m tests.bench.chat
+bench: bench-training bench-chat  ## JSON, one line a benchmark
 	$(BIN)/python -m tests.bench.datasets
 	$(BIN)/python -m tests.bench.report
 	$(BIN)/python -m tests.bench.jobs
+
+bench-chat: $(VENV)/.dev base  ## the chat's engine against PEFT on transformers
+	$(BIN)/python -m tests.bench.chat
 
 bench-training: $(VENV)/.dev base  ## training against TRL, which gets an environment of its own, once
 	$(BIN)/python -m tests.bench.training
