@@ -103,6 +103,8 @@ class Bank:
         Raises:
             BankFull: try again when a request has ended. IncompatibleAdapter: it does not fit the base's layers.
         """
+        if not voice.parts:
+            return Lease()
         started = time.perf_counter()
         taken: list[tuple[_Slot, int, float]] = []
         prefix = None
