@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from studio import __version__
+from studio.api.access import Access
+from studio.api.keys import Keys
+from studio.api.routes import routes
 from studio.errors import StudioError
 from studio.ui import present
 from studio.ui.curve import Curves
@@ -52,8 +55,9 @@ def serve(settings: "Settings") -> None:
         if settings.worker:
             studio.worker.start()
         demo = build_page(studio)
+        access = Access(Keys(studio.api_keys), settings.host, settings.share)
         try:
-            launch(demo, settings, Changes(studio.watching.mark))
+            launch(demo, settings, Changes(studio.watching.mark), routes(studio, access))
             threading.Event().wait()
         finally:
             demo.close(verbose=False)
@@ -137,8 +141,11 @@ class Changes:
             return PlainTextResponse(self._text, headers={"cache-control": "no-store"})
 
 
-def launch(demo: gr.Blocks, settings: "Settings", changes: Changes) -> None:
+def launch(demo: gr.Blocks, settings: "Settings", changes: Changes, more: Sequence[Route] = ()) -> None:
     """Listen, and say where.
+
+    Args:
+        changes: what pages ask every second. more: routes beside the page's.
 
     Raises:
         StudioError: the server did not start.
@@ -160,7 +167,7 @@ def launch(demo: gr.Blocks, settings: "Settings", changes: Changes) -> None:
                 max_file_size=settings.max_upload_bytes,
                 allowed_paths=[str(settings.home / "exports")],
                 app_kwargs={
-                    "routes": [Route("/healthz", health), Route("/changes", changes.answer)],
+                    "routes": [Route("/healthz", health), Route("/changes", changes.answer), *more],
                     "middleware": [Middleware(SameOrigin)],
                 },
                 theme=make_theme(),
