@@ -12,9 +12,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from studio.api.errors import Refusal
-from studio.chat.sampling import BOUNDS, Sampling
+from studio.chat.sampling import Sampling
 from studio.chat.service import Prompt
 
+SEEDS = 2**63  # others may be negative
 MAX_CHOICES = 64  # answers to one request
 DEFAULT_TOKENS = 4096  # where a chat does not say, a reply ends itself, or at the end of the context, or here
 COMPLETION_TOKENS = 16  # OpenAI's
@@ -108,7 +109,7 @@ class Asked(BaseModel):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(0, self.top_k),  # vLLM writes -1 for no limit
-            seed=None if self.seed is None else self.seed % (BOUNDS["seed"][1] + 1),
+            seed=None if self.seed is None else self.seed % SEEDS,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
