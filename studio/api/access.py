@@ -25,13 +25,17 @@ class Access:
         self.keys = keys
         self._is_local = host in LOOPBACK_NAMES and not is_shared
 
+    def is_here(self, request: Request) -> bool:
+        """Whether a program or a browser of this machine asks, on a server that serves nobody else."""
+        return self._is_local and _is_from_here(request)
+
     def check(self, request: Request) -> str:
         """Who asks, for fairness: the id of a key, or nothing.
 
         Raises:
             Refusal: there is no key, it is wrong, or it was used too often.
         """
-        if self._is_local and not self.keys.exist() and _is_from_here(request):
+        if self.is_here(request) and not self.keys.exist():
             return ""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():

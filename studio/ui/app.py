@@ -20,9 +20,8 @@ from starlette.routing import Route
 from studio import __version__
 from studio.api.access import Access
 from studio.api.keys import Keys
-from studio.api.routes import routes
 from studio.errors import StudioError
-from studio.ui import present
+from studio.ui import present, show_api
 from studio.ui.curve import Curves
 from studio.ui.origin import SameOrigin
 from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, WATCH, Page, html, kept, voices
@@ -45,6 +44,7 @@ def serve(settings: "Settings") -> None:
     Raises:
         StudioError: the address cannot be listened on, or the base cannot be had.
     """
+    from studio.api.routes import routes
     from studio.services import Studio
 
     check_address(settings.host, settings.port)
@@ -55,9 +55,8 @@ def serve(settings: "Settings") -> None:
         if settings.worker:
             studio.worker.start()
         demo = build_page(studio)
-        access = Access(Keys(studio.api_keys), settings.host, settings.share)
         try:
-            launch(demo, settings, Changes(studio.watching.mark), routes(studio, access))
+            launch(demo, settings, Changes(studio.watching.mark), routes(studio, _door(studio)))
             threading.Event().wait()
         finally:
             demo.close(verbose=False)
@@ -73,12 +72,19 @@ def build_page(studio: "Studio") -> gr.Blocks:
         status, link = html(elem_id="status"), html(elem_id="link-message")
         with gr.Tabs(elem_id="tabs") as tabs:
             built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), chat.build())
+            with built[-1].tab:
+                api = show_api.build()
         states["pulse"] = html(js_on_load=WATCH, elem_id="pulse")
         page = Page(demo, tabs, status=status, link=link, curves=Curves(studio.queue.events), **_named(built), **states)
         for tab in (datasets, train, adapters, chat):
             tab.wire(page, studio)
+        show_api.wire(api, _door(studio))
         wire(page, studio)
     return demo
+
+
+def _door(studio: "Studio") -> Access:
+    return Access(Keys(studio.api_keys), studio.settings.host, studio.settings.share)
 
 
 def _named(built: tuple[Any, ...]) -> dict[str, Any]:
