@@ -41,12 +41,12 @@ def build() -> ApiCard:
         how = html(elem_id="api-how")
         with gr.Row(elem_classes="as-grid", visible=False) as form:
             label = gr.Textbox("", label="New key for", placeholder="Name of a program", max_lines=1, elem_id="api-label")
-            limit = gr.Number(0, label="Requests a minute", info="0 is no limit.", precision=0, minimum=0, elem_id="api-limit")
+            limit = gr.Number(0, label="Requests a minute, 0: no limit", precision=0, minimum=0, elem_id="api-limit")
             make = gr.Button("Make a key", elem_id="api-make", scale=0, min_width=120)
         trouble = html(elem_id="api-trouble")
         fresh = gr.Textbox(
             "",
-            label="The new key: copy it now, it is not shown again",
+            label="The new key, shown this once",
             buttons=["copy"],
             visible=False,
             interactive=False,
@@ -65,18 +65,17 @@ class _Events:
     def unfold(self, request: gr.Request) -> tuple[Any, ...]:
         """How to ask, and the keys where they may be seen."""
         here = self.access.is_here(request)
-        needs_key = not here or self.access.keys.exist()
-        return how(_address(request), needs_key, here), gr.Row(visible=here), self._keys(here), "", gr.Textbox("", visible=False)
+        return self._how(request, here), gr.Row(visible=here), self._keys(here), "", gr.Textbox("", visible=False)
 
     def make(self, label: str, limit: float | None, request: gr.Request) -> tuple[Any, ...]:
         """Show a new key, this once."""
         if not self.access.is_here(request):
-            return gr.skip(), self._keys(False), error_card(ELSEWHERE), gr.skip()
+            return gr.skip(), gr.skip(), self._keys(False), error_card(ELSEWHERE), gr.skip()
         try:
             key, _ = self.access.keys.make(label, int(limit or 0))
         except StudioError as error:
-            return gr.skip(), gr.skip(), error_card(error, "No key"), gr.skip()
-        return "", self._keys(True), "", gr.Textbox(key, visible=True)
+            return gr.skip(), gr.skip(), gr.skip(), error_card(error, "No key"), gr.skip()
+        return self._how(request, True), "", self._keys(True), "", gr.Textbox(key, visible=True)
 
     def revoke(self, request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
         """End a key."""
@@ -87,6 +86,9 @@ class _Events:
         except StudioError as error:
             return self._keys(True), error_card(error), gr.skip()
         return self._keys(True), note_card(f"The key {record.label!r} is revoked."), gr.Textbox("", visible=False)
+
+    def _how(self, request: gr.Request, here: bool) -> str:
+        return how(_address(request), not here or self.access.keys.exist(), here)
 
     def _keys(self, here: bool) -> str:
         return key_list(self.access.keys.all()) if here else ""
@@ -132,6 +134,10 @@ def wire(card: ApiCard, access: Access) -> None:
     """Bind the section's events."""
     events = _Events(access)
     card.fold.expand(events.unfold, None, [card.how, card.form, card.keys, card.trouble, card.fresh], **QUIET)
-    made: dict[str, Any] = {"inputs": [card.label, card.limit], "outputs": [card.label, card.keys, card.trouble, card.fresh], **QUIET}
+    made: dict[str, Any] = {
+        "inputs": [card.label, card.limit],
+        "outputs": [card.how, card.label, card.keys, card.trouble, card.fresh],
+        **QUIET,
+    }
     gr.on([card.make.click, card.label.submit], events.make, **made)
     card.keys.act(events.revoke, None, [card.keys, card.trouble, card.fresh], **QUIET)

@@ -73,11 +73,12 @@ def test_a_key_is_made_in_the_page_shown_once_and_revoked(page: Page, tiny_url: 
     page.locator("#api").get_by_role("button", name="API").click()
     expect(page.locator("#api-how")).to_contain_text(f"curl {tiny_url}/v1/chat/completions -H 'Content-Type")
     page.get_by_label("New key for").fill("<b>my program</b>")
-    page.get_by_label("Requests a minute").fill("30")
+    page.get_by_label("Requests a minute, 0: no limit").fill("30")
     page.locator("#api-make").click()
     fresh = page.locator("#api-fresh").get_by_role("textbox")
     expect(fresh).to_have_value(re.compile("^sk-studio-.{43}$"))
     key = fresh.input_value()
+    expect(page.locator("#api-how")).to_contain_text("Bearer $STUDIO_KEY")
     expect(page.locator("#api-keys li")).to_contain_text("<b>my program</b>")
     expect(page.locator("#api-keys li")).to_contain_text("30 requests a minute")
     assert httpx.get(f"{tiny_url}/v1/models").status_code == 401
