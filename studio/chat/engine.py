@@ -193,10 +193,12 @@ class Engine:
             loaded.set_exception(error)
             return
         loaded.set_result(None)
+        is_busy = True
         try:
             while not self._closed:
-                self._receive(is_idle=not (self._rows or self._prefilling))
+                self._receive(is_idle=not is_busy)
                 self._admit()
+                is_busy = bool(self._rows or self._prefilling)  # whoever leaves from here on makes room for those who wait
                 self._drop_cancelled()
                 if self._prefilling:
                     self._prefill()

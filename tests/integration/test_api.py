@@ -2,7 +2,6 @@
 
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -320,31 +319,30 @@ def test_waiting_requests_hold_no_thread(served: Served, client: OpenAI) -> None
     with ThreadPoolExecutor(80) as pool:
         futures = [pool.submit(client.chat.completions.create, model="wizard", **{**ENDLESS, "max_tokens": 100}) for _ in range(80)]
         eventually(lambda: len(served.engine._rows) == served.engine.capacity.max_batch)
-        workers = [thread for thread in threading.enumerate() if "AnyIO" in thread.name]
-        started = time.monotonic()
-        client.models.list()
-        waited = time.monotonic() - started
+        client.models.list()  # needs one of the server's 40 threads
+        done = sum(future.done() for future in futures)
         assert len({future.result().choices[0].message.content for future in futures}) == 1
-    assert len(workers) <= 40 and waited < 5
+    assert done < 40
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_rows(served: Served, stream: bool) -> None:
-    engine = served.engine
+    engine, url = served.engine, f"{served.url}/v1/chat/completions"
     eventually(lambda: not engine.busy)
-    body = {"model": "wizard", "messages": HELLO, "max_tokens": 490, "ignore_eos": True, "stream": stream, "n": 3}
-    with httpx.Client(timeout=60) as client:
-        if stream:
-            with client.stream("POST", f"{served.url}/v1/chat/completions", json=body) as reply:
-                next(reply.iter_text())
-                assert len(engine._rows) + len(engine._prefilling) == 3
-                tickets = [row.ticket for row in engine._rows]
-        else:
+    body = {"model": "wizard", "messages": HELLO, "max_tokens": 480, "ignore_eos": True, "stream": stream, "n": 64}  # seconds of work
+    if stream:
+        with httpx.stream("POST", url, json=body, timeout=60) as reply:
+            next(reply.iter_text())
+            tickets = [row.ticket for row in engine._rows] + engine._waiting
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(httpx.post, url, json=body, timeout=0.5)
+            eventually(lambda: bool(engine._rows))
+            tickets = [row.ticket for row in engine._rows] + engine._waiting
             with pytest.raises(httpx.ReadTimeout):
-                client.post(f"{served.url}/v1/chat/completions", json=body, timeout=0.15)
-            tickets = [row.ticket for row in engine._rows]
+                asked.result()
     started = time.monotonic()
     eventually(lambda: not engine.busy)
-    assert time.monotonic() - started < 2
-    assert len(tickets) > 0
-    assert all(ticket.finished is not None and ticket.finished.reason == "cancelled" for ticket in tickets)
+    assert time.monotonic() - started < 1 and len(tickets) > 16
+    left = [ticket.finished.reason for ticket in tickets if ticket.finished is not None]
+    assert len(left) == len(tickets) and left.count("cancelled") > len(left) * 3 // 4
