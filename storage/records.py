@@ -155,3 +155,17 @@ class AdapterRecord:
     code_version: str
     seed: int
     created_at: float
+
+
+@dataclass(frozen=True)
+class ApiKeyRecord:
+    """A key of the HTTP API. `start` are its first characters, `per_minute` the requests that it may make; 0 is no limit."""
+
+    id: str
+    label: str
+    sha256: str
+    start: str
+    per_minute: int
+    created_at: float
+    last_used_at: float | None = None
+    revoked_at: float | None = None

@@ -187,3 +187,20 @@ class FlagRow(Table):
 
     name: Mapped[str] = mapped_column(String(60), primary_key=True)
     at: Mapped[float] = mapped_column(Float)
+
+
+class ApiKeyRow(Table):
+    """A key of the HTTP API; the key itself is kept nowhere."""
+
+    __tablename__ = "api_key"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    label: Mapped[str] = mapped_column(String(200))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    # Its first characters, to find and to show it.
+    start: Mapped[str] = mapped_column(String(20), index=True)
+    # Requests; 0 is no limit.
+    per_minute: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float] = mapped_column(Float)
+    last_used_at: Mapped[float | None] = mapped_column(Float)
+    revoked_at: Mapped[float | None] = mapped_column(Float)

@@ -19,6 +19,10 @@ class InvalidInput(StudioError):
     cause = "data"
 
 
+class ContextTooLong(InvalidInput):
+    """Prompt and reply have more tokens together than the base can look back on."""
+
+
 class NotFound(StudioError):
     """Nothing has this name or id."""
 

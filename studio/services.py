@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from storage import files
+from storage.api_keys import ApiKeys
 from storage.database import Database
 from storage.jobs import Jobs
 from storage.outbox import Outbox
@@ -116,7 +117,7 @@ class Studio:
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
-        self.outbox = Outbox(self._database)
+        self.outbox, self.api_keys = Outbox(self._database), ApiKeys(self._database)
         webhook = Webhook(self.outbox, settings.webhook_url, settings.webhook_secret.get_secret_value()) if settings.webhook_url else None
         self.worker = Worker(jobs, self.supervisor, settings, cluster.slots if cluster else self.devices, room, webhook)
         self.datasets.add_samples()

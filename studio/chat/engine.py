@@ -26,7 +26,7 @@ from studio.chat.sampling import Sampling, logprobs_of, make_generator, next_tok
 from studio.chat.speech import Speech
 from studio.chat.ticket import Finished, Ticket
 from studio.chat.waiting import in_turn
-from studio.errors import InvalidInput, StudioError
+from studio.errors import BaseUnavailable, ContextTooLong, StudioError
 from studio.lora.files import PrefixWeights
 from studio.lora.serving import Routing
 
@@ -135,10 +135,10 @@ class Engine:
             voice: who speaks; the base if left out. user: for fairness. wants_distribution: see `Ticket`.
 
         Raises:
-            InvalidInput: prompt and reply do not fit the base's context. StudioError: the engine is closed.
+            ContextTooLong: prompt and reply do not fit the base's context. BaseUnavailable: the engine is closed.
         """
         if len(token_ids) + sampling.max_tokens > self.context:
-            raise InvalidInput(
+            raise ContextTooLong(
                 f"The conversation has {len(token_ids)} tokens and the reply may have {sampling.max_tokens}, but this base's "
                 f"context is {self.context}; start a new conversation or lower the length."
             )
@@ -164,7 +164,7 @@ class Engine:
         """Do something on the engine's thread, between two steps, and wait for it.
 
         Raises:
-            StudioError: the engine is closed. Else what `work` raises.
+            BaseUnavailable: the engine is closed. Else what `work` raises.
         """
         task: Future[Any] = Future()
         task.work = work  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ class Engine:
     def _put(self, message: "Ticket | Future[Any]") -> None:
         with self._door:
             if self._closed:
-                raise StudioError(CLOSED)
+                raise BaseUnavailable(CLOSED)
             self._inbox.put(message)
 
     @torch.inference_mode()
@@ -195,10 +195,12 @@ class Engine:
             loaded.set_exception(error)
             return
         loaded.set_result(None)
+        is_busy = True
         try:
             while not self._closed:
-                self._receive(is_idle=not (self._rows or self._prefilling))
+                self._receive(is_idle=not is_busy)
                 self._admit()
+                is_busy = bool(self._rows or self._prefilling)  # whoever leaves from here on makes room for those who wait
                 self._drop_cancelled()
                 if self._prefilling:
                     self._prefill()
@@ -216,9 +218,9 @@ class Engine:
             left.append(self._inbox.get())
         for message in left:
             if isinstance(message, Ticket):
-                message.end(StudioError(CLOSED))
+                message.end(BaseUnavailable(CLOSED))
             elif message is not None:
-                message.set_exception(StudioError(CLOSED))
+                message.set_exception(BaseUnavailable(CLOSED))
 
     def _set_up(self) -> None:
         """Load; the probe of the runner is the first forward pass, after which the weights never change."""
@@ -422,9 +424,9 @@ class Engine:
     def _say(self, row: _Row, token_id: int, logits: Tensor) -> str:
         sampling, ticket = row.ticket.sampling, row.ticket
         row.token_ids.append(token_id)
-        if sampling.logprobs is not None:
-            ticket.logprobs.append(logprobs_of(logits, token_id, sampling.logprobs))
         is_end = token_id in self._end_ids and not sampling.ignore_eos
+        if sampling.logprobs is not None and not is_end:  # the end is no part of the text
+            ticket.logprobs.append(logprobs_of(logits, token_id, sampling.logprobs))
         text = "" if is_end else row.speech.add(token_id)
         ticket.token_count = len(row.token_ids)
         if text or sampling.logprobs is not None:

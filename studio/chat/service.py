@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,15 @@ from studio.adapters.catalog import AdapterCatalog, check_base
 from studio.bases.catalog import BaseCatalog
 from studio.chat.engine import Capacity, Engine, Ticket
 from studio.chat.sampling import Sampling
+from studio.chat.tokens import TokenTexts
 from studio.chat.voices import Chosen, choose
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, InvalidInput
+
+NOTHING_TO_ANSWER = "There is no message to answer; type one."
+
+# Turns of {role, content}, the last one the user's; or a text that is continued, without a chat template; or its tokens.
+Prompt = list[dict[str, str]] | str | list[int]
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,10 @@ class Reply:
 
 
 class Stream:
-    """An answer on its way: iterate for pieces of text, then read `stamp`."""
+    """An answer on its way: iterate for pieces of text, then read `stamp`. `texts` tells what its tokens stand for."""
 
-    def __init__(self, ticket: Ticket, chosen: Chosen, base: BaseRecord) -> None:
-        self.ticket, self._chosen, self._base = ticket, chosen, base
+    def __init__(self, ticket: Ticket, chosen: Chosen, base: BaseRecord, texts: TokenTexts) -> None:
+        self.ticket, self.texts, self._chosen, self._base = ticket, texts, chosen, base
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -149,12 +155,30 @@ class Chat:
         Raises:
             NotFound. IncompatibleAdapter: it was trained on another base. InvalidInput: no message, or too long.
         """
-        if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-            raise InvalidInput("There is no message to answer; type one.")
+        [stream] = self.answers(messages, adapter, base, sampling, user)
+        return stream
+
+    def answers(
+        self, prompt: Prompt, adapter: str, base: BaseRecord, sampling: Sampling, user: str = "", count: int = 1, fit: bool = False
+    ) -> list[Stream]:
+        """Start several answers to one prompt, which are decoded together.
+
+        Args:
+            prompt: see `Prompt`. sampling: where it has a seed, each answer after the first has the next one.
+            fit: make max_tokens smaller where the context has less left. The others are as in `stream`.
+
+        Raises:
+            As `stream`.
+        """
         chosen = self.choose(adapter, base)
         engine = self.make_resident(base)
-        ticket = engine.submit(prompt_ids(engine.tokenizer, messages), sampling, chosen.voice(self.adapters.read), user)
-        return Stream(ticket, chosen, base)
+        token_ids = _tokens(prompt, engine)
+        if fit:
+            sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, engine.context - len(token_ids))))
+        voice, seed = chosen.voice(self.adapters.read), sampling.seed
+        drawn = [sampling if seed is None else replace(sampling, seed=(seed + place) % 2**63) for place in range(count)]
+        texts = TokenTexts(engine.tokenizer)
+        return [Stream(engine.submit(token_ids, one, voice, user), chosen, base, texts) for one in drawn]
 
     def choose(self, adapter: str, base: BaseRecord) -> Chosen:
         """Who is to speak on a base.
@@ -188,6 +212,29 @@ class Chat:
         if self._engine is not None:
             self._engine.close()
         self._engine, self._base = None, None
+
+
+def _tokens(prompt: Prompt, engine: Engine) -> list[int]:
+    """A prompt as tokens.
+
+    Raises:
+        InvalidInput: it says nothing, or holds a token that the base does not know; and as `prompt_ids`.
+    """
+    if isinstance(prompt, str):
+        token_ids: list[int] = engine.tokenizer(prompt)["input_ids"]
+    elif prompt and isinstance(prompt[0], dict):
+        turns: Any = prompt
+        if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
+            raise InvalidInput(NOTHING_TO_ANSWER)
+        return prompt_ids(engine.tokenizer, turns)
+    else:
+        token_ids = [token for token in prompt if isinstance(token, int)]
+    known = int(engine.model.get_input_embeddings().weight.shape[0])
+    if unknown := next((token for token in token_ids if not 0 <= token < known), None):
+        raise InvalidInput(f"The prompt holds the token {unknown}, but this base knows the tokens 0 to {known - 1}.")
+    if not token_ids:
+        raise InvalidInput(NOTHING_TO_ANSWER)
+    return token_ids
 
 
 def load_engine(path: Path, quantization: str, capacity: Capacity) -> Engine:

@@ -53,6 +53,7 @@ class Ticket:
     _pieces: "queue.SimpleQueue[tuple[str, int] | Exception | None]" = field(default_factory=queue.SimpleQueue)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _wake: Callable[[], None] = lambda: None
+    _heard: Callable[[], None] = lambda: None
 
     @property
     def voice_key(self) -> str:
@@ -80,6 +81,23 @@ class Ticket:
                 raise piece
             yield piece
 
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Be called whenever something may have come for `ready`; once now, later from the engine's thread."""
+        self._heard = heard
+        heard()
+
+    def ready(self) -> Iterator[tuple[str, int] | None]:
+        """What has come, without waiting, as `pieces` gives it; None is the end.
+
+        Raises:
+            StudioError: the request failed; in words for the user.
+        """
+        while not self._pieces.empty():
+            piece = self._pieces.get()
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
     def __iter__(self) -> Iterator[str]:
         return (text for text, _ in self.pieces() if text)
 
@@ -90,7 +108,9 @@ class Ticket:
     def say(self, text: str) -> None:
         """From the engine: a piece of text."""
         self._pieces.put((text, self.token_count))
+        self._heard()
 
     def end(self, error: Exception | None = None) -> None:
         """From the engine: nothing more comes."""
         self._pieces.put(error)
+        self._heard()

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from studio import __version__
+from studio.api.access import Access
+from studio.api.keys import Keys
 from studio.errors import StudioError
-from studio.ui import present
+from studio.ui import present, show_api
 from studio.ui.curve import Curves
 from studio.ui.origin import SameOrigin
 from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, WATCH, Page, html, kept, voices
@@ -44,6 +46,7 @@ def serve(settings: "Settings") -> None:
     Raises:
         StudioError: the address cannot be listened on, or the base cannot be had.
     """
+    from studio.api.routes import routes
     from studio.services import Studio
 
     check_address(settings.host, settings.port)
@@ -55,7 +58,7 @@ def serve(settings: "Settings") -> None:
             studio.worker.start()
         demo = build_page(studio)
         try:
-            launch(demo, settings, Changes(studio.watching.mark))
+            launch(demo, settings, Changes(studio.watching.mark), routes(studio, _door(studio)))
             threading.Event().wait()
         finally:
             demo.close(verbose=False)
@@ -71,12 +74,19 @@ def build_page(studio: "Studio") -> gr.Blocks:
         status, link = html(elem_id="status"), html(elem_id="link-message")
         with gr.Tabs(elem_id="tabs") as tabs:
             built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), chat.build())
+            with built[-1].tab:
+                api = show_api.build()
         states["pulse"] = html(js_on_load=WATCH, elem_id="pulse")
         page = Page(demo, tabs, status=status, link=link, curves=Curves(studio.queue.events), **_named(built), **states)
         for tab in (datasets, train, adapters, chat):
             tab.wire(page, studio)
+        show_api.wire(api, _door(studio))
         wire(page, studio)
     return demo
+
+
+def _door(studio: "Studio") -> Access:
+    return Access(Keys(studio.api_keys), studio.settings.host, studio.settings.share)
 
 
 def _named(built: tuple[Any, ...]) -> dict[str, Any]:
@@ -139,8 +149,11 @@ class Changes:
             return PlainTextResponse(self._text, headers={"cache-control": "no-store"})
 
 
-def launch(demo: gr.Blocks, settings: "Settings", changes: Changes) -> None:
+def launch(demo: gr.Blocks, settings: "Settings", changes: Changes, more: Sequence[Route] = ()) -> None:
     """Listen, and say where.
+
+    Args:
+        changes: what pages ask every second. more: routes beside the page's.
 
     Raises:
         StudioError: the server did not start.
@@ -164,7 +177,7 @@ def launch(demo: gr.Blocks, settings: "Settings", changes: Changes) -> None:
                 max_file_size=settings.max_upload_bytes,
                 allowed_paths=[str(settings.home / "exports")],
                 app_kwargs={
-                    "routes": [Route("/healthz", health), Route("/changes", changes.answer)],
+                    "routes": [Route("/healthz", health), Route("/changes", changes.answer), *more],
                     "middleware": [Middleware(SameOrigin)],
                 },
                 theme=make_theme(),

@@ -406,3 +406,18 @@ def test_slots_keep_to_their_budget_of_bytes(tiny_base: Path) -> None:
     tight = load_engine(tiny_base, "fp32", Capacity(slots=2, slots_mb=0, max_batch=4))
     assert [answer(tight, "Hello", one) for one in many] == wanted  # one at a time is always served
     tight.close()
+
+
+@pytest.mark.timeout(120)
+def test_those_who_wait_go_on_when_all_rows_leave_at_once(tiny_base: Path) -> None:
+    engine = load_engine(tiny_base, "fp32", Capacity(slots=1, max_batch=1))
+    asked = [engine.submit(ids(engine, prompt), GREEDY) for prompt in PROMPTS]
+    assert all(ticket.text() for ticket in asked)
+    endless = Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)
+    gone = [engine.submit(ids(engine, "Hello"), endless) for _ in range(5)]
+    for ticket in gone:
+        ticket.cancel()
+    for ticket in gone:
+        ticket.text()
+    assert [ticket.finished.reason for ticket in gone if ticket.finished] == ["cancelled"] * 5 and not engine.busy
+    engine.close()

@@ -12,10 +12,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy import BigInteger, Engine, Integer, MetaData, inspect
 from sqlalchemy.exc import IntegrityError
 
+from storage.api_keys import ApiKeys
 from storage.connecting import make_engine, read_url
 from storage.database import Database, migrate
 from storage.errors import DatabaseUnavailable
 from storage.jobs import Jobs
+from storage.records import ApiKeyRecord
 from storage.repositories import Adapters, Bases, Datasets
 from storage.tables import Table
 from tests.conftest import ROOT
@@ -216,3 +218,16 @@ def test_a_database_of_a_newer_version_is_left_alone(database: Database) -> None
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(DatabaseUnavailable, match=r"made by a newer version of the studio; install that version, or .*\.$"):
         Database(database.url)
+
+
+def test_the_table_of_keys_comes_to_what_the_release_before_held(engine: Engine, database_url: str) -> None:
+    migrate(engine, "0003")
+    fill(engine, USED)
+    migrate(engine, "0006")
+    assert "api_key" not in inspect(engine).get_table_names()
+    database = Database(database_url)
+    keys = ApiKeys(database)
+    assert keys.is_empty() and held(engine, USED) == without_wishes(USED)
+    record = ApiKeyRecord("k1", "a program", "a" * 64, "sk-studio-abcd", 0, 1.5)
+    assert keys.add(record) == keys.get("k1") and keys.starting(record.start) == [record]
+    database.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from studio.api.asked import INERT, AskedChat, AskedText
 from studio.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,6 +31,15 @@ def test_every_requirement_has_bounds_and_a_reason(file: str, least: int) -> Non
     assert len(lines) >= least
     for line in lines:
         assert re.match(r"[\w-]+(?:\[\w+\])?(==[\w.]+|>=[\w.]+,<[\w.]+) +# \w", line), line
+
+
+def test_the_api_names_every_field_that_it_reads_or_refuses() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    fields = text[text.index("## Fields") : text.index("## Replies")]
+    read, refused = fields.split("### Refused")
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in read.splitlines() if line.startswith("| `"))))
+    assert named == {*AskedChat.model_fields, *AskedText.model_fields}
+    assert set(re.findall(r"`(\w+)`", refused)) == set(INERT)
 
 
 def test_commands_that_the_readme_shows_exist() -> None:
