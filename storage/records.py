@@ -191,7 +191,10 @@ class MessageRecord:
 
 @dataclass(frozen=True)
 class VoteRecord:
-    """Which of several replies to a prompt somebody liked best. `compared` has voice, adapter_id and sha256 of each; `winner` is a place in it."""
+    """Which of several replies to a prompt somebody liked best.
+
+    `compared` has voice, adapter_id and sha256 of each; `winner` is a place in it.
+    """
 
     id: str
     prompt: str

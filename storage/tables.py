@@ -23,7 +23,12 @@ def _index_of(states: str, name: str, *columns: Any) -> Index:
 class Table(DeclarativeBase):
     """Base of all tables."""
 
-    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[str]: JSON, dict[str, float]: JSON, list[dict[str, Any]]: JSON}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        dict[str, float]: JSON,
+        list[dict[str, Any]]: JSON,
+    }
 
 
 class BaseRow(Table):

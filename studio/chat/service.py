@@ -9,28 +9,13 @@ from typing import Any
 from storage.records import BaseRecord
 from studio.adapters.catalog import AdapterCatalog, check_base
 from studio.bases.catalog import BaseCatalog
-from studio.chat.engine import Capacity, Engine, Ticket
+from studio.chat.engine import Capacity, Engine, Finished, Ticket
+from studio.chat.probe import Probe, compare
 from studio.chat.sampling import Sampling
-from studio.chat.voices import Chosen, choose
+from studio.chat.stamp import Stamp
+from studio.chat.voices import BASE_NAME, Chosen, choose
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, InvalidInput
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """Who made a reply, and how fast. `adapter_sha256` is empty for the base, and of a blend one over all its parts and weights."""
-
-    adapter: str
-    adapter_id: str
-    adapter_sha256: str
-    base: str
-    swap_ms: float
-    ttft_ms: float
-    tokens: int
-    tokens_per_s: float
-    reason: str
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,11 +45,20 @@ class Stream:
     @property
     def stamp(self) -> Stamp:
         """There once the stream has ended."""
-        done, who = self.ticket.finished, self._chosen
-        assert done is not None
+        assert self.ticket.finished is not None
+        return self.stamp_so_far()
+
+    def stamp_so_far(self, reason: str = "") -> Stamp:
+        """Who speaks, with what was measured until now.
+
+        Args:
+            reason: why the stream ends, where that is known better than by the engine.
+        """
+        who, ticket = self._chosen, self.ticket
+        done = ticket.finished or Finished(ticket.token_count, len(ticket.token_ids), 0, "failed", 0.0, 0.0, 0.0)
         return Stamp(
             who.label, who.adapter_id, who.sha256, self._base.name, done.swap_ms, done.ttft_ms, done.tokens, done.tokens_per_s,
-            done.reason, done.prompt_tokens, done.reused_tokens,
+            reason or done.reason, done.prompt_tokens, done.reused_tokens,
         )  # fmt: skip
 
 
@@ -149,11 +143,8 @@ class Chat:
         Raises:
             NotFound. IncompatibleAdapter: it was trained on another base. InvalidInput: no message, or too long.
         """
-        if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-            raise InvalidInput("There is no message to answer; type one.")
-        chosen = self.choose(adapter, base)
-        engine = self.make_resident(base)
-        ticket = engine.submit(prompt_ids(engine.tokenizer, messages), sampling, chosen.voice(self.adapters.read), user)
+        chosen, engine, ids = self._asked(messages, adapter, base)
+        ticket = engine.submit(ids, sampling, chosen.voice(self.adapters.read), user)
         return Stream(ticket, chosen, base)
 
     def choose(self, adapter: str, base: BaseRecord) -> Chosen:
@@ -172,6 +163,26 @@ class Chat:
         stream = self.stream(messages, adapter, base, sampling)
         text = "".join(stream)
         return Reply(text, stream.stamp)
+
+    def probe(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord) -> Probe:
+        """What a voice makes of the first token of a reply, compared with the base. Raises as `stream` does."""
+        one = Sampling(max_tokens=1, temperature=0.0)
+        chosen, engine, ids = self._asked(messages, adapter, base)
+        voices = (choose(BASE_NAME, self.adapters.get), chosen)
+        tickets = [engine.submit(ids, one, who.voice(self.adapters.read), wants_distribution=True) for who in voices]
+        for ticket in tickets:
+            ticket.text()
+        without, with_it = (ticket.distribution for ticket in tickets)
+        assert without is not None and with_it is not None  # a request that failed has raised
+        return Probe(chosen.label, chosen.sha256, *compare(without, with_it, lambda token: str(engine.tokenizer.decode([token]))))
+
+    def _asked(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord) -> tuple[Chosen, Engine, list[int]]:
+        """Who is to speak, through which engine, and the prompt's tokens."""
+        if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+            raise InvalidInput("There is no message to answer; type one.")
+        chosen = self.choose(adapter, base)
+        engine = self.make_resident(base)
+        return chosen, engine, prompt_ids(engine.tokenizer, messages)
 
     def close(self) -> None:
         """End the engine's thread."""
