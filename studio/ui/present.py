@@ -359,7 +359,7 @@ def speaker(stamp: "Stamp") -> str:
 
 def stamp_line(stamp: "Stamp") -> str:
     """The small line under a reply: who wrote it and how fast."""
-    ends = {"length": "cut at the length", "cancelled": "stopped"}
+    ends = {"length": "cut at the length", "cancelled": "stopped", "left": "the page was closed", "failed": "broke off"}
     parts = [
         f"<b>{esc(speaker(stamp))}</b>",
         f"swap {stamp.swap_ms:.1f} ms",
