@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape as esc
 from typing import TYPE_CHECKING
 
-from studio.ui.present import BASE_LABEL, button, count, dots, glyph, hue, kind, loss_change, stamp_line, time_tag
+from studio.ui.present import BASE_LABEL, button, dots, glyph, hue, kind, loss_change, stamp_line, time_tag
 
 if TYPE_CHECKING:
     from storage.records import AdapterRecord, ConversationRecord, PromptRecord
@@ -203,8 +203,3 @@ def prompts(records: "Sequence[PromptRecord]") -> str:
         for record in records
     )
     return f'<ul class="as-list">{rows}</ul>'
-
-
-def rate(wins: int, votes: int) -> str:
-    """ "best in 3 of 5 votes (60 %)"."""
-    return f"best in {wins} of {count(votes, 'vote')} ({100 * wins / votes:.0f} %)" if votes else ""

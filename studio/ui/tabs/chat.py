@@ -113,7 +113,12 @@ def _build_more() -> dict[str, Any]:
             )
             length = gr.Slider(16, 1024, 256, step=16, label="Length", info="Most tokens of a reply.", elem_id="chat-length")
             seed = gr.Number(
-                label="Seed", info="The same seed draws the same; empty draws anew.", precision=0, elem_id="chat-seed", value=None
+                label="Seed",
+                info="The same seed draws the same; empty draws anew.",
+                precision=0,
+                elem_id="chat-seed",
+                value=None,
+                placeholder="anew",  # without one, an empty box means 0
             )
         unload = gr.Button("Give back the base's memory", elem_id="chat-unload", elem_classes="as-quiet", scale=0)
     return {"system": system, "temperature": temperature, "top_p": top_p, "length": length, "seed": seed, "unload": unload}
