@@ -10,7 +10,7 @@ import gradio as gr
 from studio.errors import InvalidInput, StudioError
 from studio.ui import present
 from studio.ui.chat import show
-from studio.ui.chat.speaking import LOADING, Speaking, sampling_of
+from studio.ui.chat.speaking import LOADING, Speaking, sampling_of, seed_of
 from studio.ui.chat.voice import BASE, voice_of
 from studio.ui.conversation import Turn, paced, to_model
 from studio.ui.page import BLEND, QUIET, Page, action, fragment, voices
@@ -160,8 +160,8 @@ class Comparing:
             raise InvalidInput(f"These are {len(chosen) * each} replies; choose voices and replies of each for 2 to {MOST}.")
         if len(set(chosen)) < len(chosen):
             raise InvalidInput("The same voice stands twice; choose an adapter to compare with the base, or take one of them out.")
-        first = values[self.tab.seed]
-        start = secrets.randbelow(SEED_BELOW) if first is None else int(first)
+        first = seed_of(self.page, values)
+        start = secrets.randbelow(SEED_BELOW) if first is None else first
         known = each > 1 or first is not None
         pairs: list[tuple[str, int | None]] = [(voice, start + n if known else None) for voice in chosen for n in range(each)]
         secrets.SystemRandom().shuffle(pairs)

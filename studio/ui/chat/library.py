@@ -32,7 +32,7 @@ def build() -> Library:
         with gr.Row(elem_classes="as-composer"):
             info = "What stands in the message box is kept."
             name = gr.Textbox("", label="Name", info=info, max_lines=1, elem_id="chat-library-name", scale=4, min_width=180)
-            keep = gr.Button("Keep the message", elem_id="chat-library-keep", scale=0, min_width=150)
+            keep = gr.Button("Keep the message", elem_id="chat-library-keep", scale=0, min_width=180)
     return Library(message, rows, name, keep)
 
 

@@ -24,14 +24,28 @@ REPLY = "reply"
 Values = dict[Any, Any]
 
 
+def seed_of(page: Page, values: Values) -> int | None:
+    """What was typed as the seed; None where nothing was.
+
+    Raises:
+        InvalidInput: it is no whole number.
+    """
+    text = str(values[page.chat.seed] or "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidInput(f"The seed is {text!r}; type a whole number from 0, or leave it empty to draw anew each time.")
+    return int(text)
+
+
 def sampling_of(page: Page, values: Values) -> dict[str, Any]:
-    """How a reply is drawn, as the form says."""
-    tab, seed = page.chat, values[page.chat.seed]
+    """How a reply is drawn, as the form says. Raises as `seed_of` does."""
+    tab = page.chat
     return {
         "temperature": values[tab.temperature],
         "top_p": values[tab.top_p],
         "max_tokens": int(values[tab.length]),
-        "seed": None if seed is None else int(seed),
+        "seed": seed_of(page, values),
     }
 
 

@@ -10,7 +10,7 @@ from studio.errors import NotFound, StudioError
 from studio.ui import present
 from studio.ui.chat import show
 from studio.ui.chat.transcript import Looks
-from studio.ui.page import QUIET, Page, action, fragment, html, kept
+from studio.ui.page import QUIET, Page, action, fragment, html, kept, voices
 
 if TYPE_CHECKING:
     from studio.services import Studio
@@ -67,7 +67,7 @@ class Talks:
     """The callbacks."""
 
     def __init__(self, studio: "Studio", page: Page, looks: Looks) -> None:
-        self.talks, self.page, self.looks, self.list = studio.conversations, page, looks, page.chat.talks
+        self.studio, self.talks, self.page, self.looks, self.list = studio, studio.conversations, page, looks, page.chat.talks
 
     def rows(self, talk: str, search: str, before: str) -> str:
         """The list as it is now."""
@@ -84,10 +84,18 @@ class Talks:
         closed = {self.list.naming: gr.Column(visible=False), self.list.confirm: gr.Column(visible=False)}
         try:
             told = self.talks.get(talk).system if talk else system
-            return {**closed, **self.looks.shown(talk), self.page.chat.system: told, self.list.message: "", self.page.chat.trouble: ""}
+            said = {self.page.chat.system: told, self.list.message: "", self.page.chat.trouble: ""}
+            return {**closed, **said, **self.looks.shown(talk), **self._last_voice(talk)}
         except NotFound as error:
             gone = present.error_card(error, "No such conversation")
             return {**closed, **self.looks.shown(""), self.list.message: gone}
+
+    def _last_voice(self, talk: str) -> Values:
+        """Choose whoever spoke last, where it is an adapter that can speak now."""
+        branch = self.talks.branch(talk) if talk else []
+        choices = voices(self.studio)
+        known = [placed.message.adapter_id for placed in branch if placed.message.adapter_id in {key for _, key in choices}]
+        return {self.page.chat.adapter: gr.Dropdown(choices=choices, value=known[-1])} if known else {}
 
     def act(self, values: Values, event: gr.EventData) -> Values:
         """A button of the list."""
@@ -100,7 +108,7 @@ class Talks:
     def _act(self, values: Values, kind: str, record_id: str) -> Values:
         if kind == "talk":
             shown = self.open(record_id)
-            return {**shown, self.list.rows: self._again(values, shown[self.page.talk])}
+            return {**shown, self.page.chat.compare.on: False, self.list.rows: self._again(values, shown[self.page.talk])}
         if kind == "page":
             return {self.list.before: record_id, self.list.rows: self.rows(values[self.page.talk], values[self.list.search], record_id)}
         if kind in ("markdown", "json"):
@@ -147,8 +155,8 @@ def _key(before: str) -> tuple[float, str] | None:
 def wire(page: Page, studio: "Studio", looks: Looks) -> dict[str, Any]:
     """Bind the events; returns the one that draws the list again, for others to chain."""
     parts, events, tab = page.chat.talks, Talks(studio, page, looks), page.chat
-    opened = [page.talk, page.leaf, tab.transcript.chat, tab.transcript.edited, tab.transcript.note, tab.system, tab.trouble]
-    own = [parts.rows, parts.before, parts.message, parts.naming, parts.confirm, parts.title, parts.file, parts.made]
+    opened = [page.talk, page.leaf, tab.transcript.chat, tab.transcript.edited, tab.transcript.note, tab.system, tab.trouble, tab.adapter]
+    own = [tab.compare.on, parts.rows, parts.before, parts.message, parts.naming, parts.confirm, parts.title, parts.file, parts.made]
     inputs = {page.talk, page.chat.system, parts.search, parts.before, parts.title}
     draw: dict[str, Any] = {"fn": events.rows, "inputs": [page.talk, parts.search, parts.before], "outputs": parts.rows, **QUIET}
     gr.on(
@@ -161,8 +169,7 @@ def wire(page: Page, studio: "Studio", looks: Looks) -> dict[str, Any]:
     parts.delete_yes.click(events.delete, inputs, [*opened, *own], **QUIET)
     parts.rename_no.click(lambda: gr.Column(visible=False), None, parts.naming, **QUIET)
     parts.delete_no.click(lambda: gr.Column(visible=False), None, parts.confirm, **QUIET)
-    fresh = tab.fresh.click(lambda: events.open(""), None, [*opened, parts.naming, parts.confirm, parts.message], **QUIET)
-    fresh.then(**draw)
-    follow = page.linked.change(lambda talk: events.open(talk) if talk else {page.talk: ""}, page.talk, [*opened, *own], **QUIET)
-    follow.then(**draw)
+    page.talk.change(trigger_mode="always_last", **draw)
+    tab.fresh.click(lambda: {**events.open(""), tab.compare.on: False}, None, [*opened, *own], **QUIET)
+    page.linked.change(lambda talk: events.open(talk) if talk else {page.talk: ""}, page.talk, [*opened, *own], **QUIET)
     return draw

@@ -98,11 +98,13 @@ class Voices:
         choices = voices(self.studio)
         adapters = [NOBODY, *((name, key) for name, key in choices if key not in (BASE, BLEND))]
         known = {key for _, key in choices}
-        kept = values[self.parts.adapter] if values[self.parts.adapter] in known else BASE
+        before = values[self.parts.adapter]
+        kept = before if before in known else BASE
         filled = _filled([values[name] if values[name] in known else "" for name in self.parts.names], [key for _, key in adapters[1:]])
         values = {**values, self.parts.adapter: kept, **dict(zip(self.parts.names, filled, strict=True))}
         updates = {name: gr.Dropdown(choices=adapters, value=values[name]) for name in self.parts.names}
-        return {self.parts.adapter: gr.Dropdown(choices=choices, value=kept), **updates, **self.look(values)}
+        chooser = gr.Dropdown(choices=choices) if kept == before else gr.Dropdown(choices=choices, value=kept)  # it may change meanwhile
+        return {self.parts.adapter: chooser, **updates, **self.look(values)}
 
     def look(self, values: Values) -> Values:
         """The line about the choice, and what may be set."""

@@ -44,7 +44,7 @@ class ChatTab:
     temperature: gr.Slider
     top_p: gr.Slider
     length: gr.Slider
-    seed: gr.Number
+    seed: gr.Textbox
     unload: gr.Button
 
     @property
@@ -112,13 +112,8 @@ def _build_more() -> dict[str, Any]:
                 0.05, 1, 0.9, step=0.05, label="Top-p", info="Draw among the likeliest that make up this share.", elem_id="chat-top-p"
             )
             length = gr.Slider(16, 1024, 256, step=16, label="Length", info="Most tokens of a reply.", elem_id="chat-length")
-            seed = gr.Number(
-                label="Seed",
-                info="The same seed draws the same; empty draws anew.",
-                precision=0,
-                elem_id="chat-seed",
-                value=None,
-                placeholder="anew",  # without one, an empty box means 0
+            seed = gr.Textbox(  # an empty gr.Number is 0
+                "", label="Seed", info="The same seed draws the same; empty draws anew.", max_lines=1, elem_id="chat-seed"
             )
         unload = gr.Button("Give back the base's memory", elem_id="chat-unload", elem_classes="as-quiet", scale=0)
     return {"system": system, "temperature": temperature, "top_p": top_p, "length": length, "seed": seed, "unload": unload}
