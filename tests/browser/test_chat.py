@@ -169,6 +169,19 @@ def test_of_a_browser_that_closes_in_the_middle_stays_what_was_said(browser: Bro
     assert reply.role == "assistant" and reply.content and reply.stamp["reason"] == "left"
 
 
+def test_what_is_typed_while_a_reply_is_stopped_stays(page: Page, chat_url: str) -> None:
+    begin(page, chat_url, 464)
+    send(page, "Tell me a long story.")
+    expect(page.locator("#chat .bot-row").last).to_contain_text(re.compile(r"\w{2,}.*\w{2,}"))
+    page.locator("#chat-prompt textarea").fill("next")
+    page.locator("#chat-stop").click()
+    expect(page.locator("#chat .as-stamp")).to_contain_text("stopped")
+    expect(page.locator("#chat-prompt textarea")).to_have_value("next")
+    page.locator("#chat-new").click()
+    expect(page.locator("#chat .user-row")).to_have_count(0)
+    expect(page).not_to_have_url(re.compile("talk="))
+
+
 def test_a_blend_and_a_weight_answer_at_once(page: Page, chat_url: str) -> None:
     begin(page, chat_url)
     choose(page, "chat-adapter", "wizard")

@@ -105,16 +105,20 @@ class Speaking:
         turns = to_model([*(placed.message for placed in before), question], system)
         stream = self.studio.stream(turns, voice, **sampling_of(self.page, values))
         recorded = self._recorded(values, before, asked, stream, system)
-        self.heard[session] = [recorded]
+        self.heard[session], trouble = [recorded], ""
         try:
             for said in paced({REPLY: recorded}):
                 yield {self.tab.transcript.chat: [*first, *on_its_way([question, Turn("assistant", said[REPLY])])]}
+        except StudioError as error:
+            if recorded.message is None:
+                raise
+            trouble = present.error_card(error, "The reply broke off")
         finally:
             recorded.leave()  # of a reply that has ended it changes nothing
             self.heard.pop(session, None)
         reply = recorded.message
-        assert reply is not None  # what failed has raised
-        yield {**self.ready(), **self.looks.shown(reply.conversation_id, reply.id), self.tab.prompt: ""}
+        assert reply is not None  # what failed before its first word has raised
+        yield {**self.ready(), **self.looks.shown(reply.conversation_id, reply.id), self.tab.trouble: trouble}
 
     def _recorded(self, values: Values, before: Sequence[Placed], asked: str | MessageRecord, stream: "Stream", system: str) -> Recorded:
         """Store the message, in a new conversation where none is open, now that somebody answers it."""
@@ -148,7 +152,7 @@ class Speaking:
         }
 
     def _as_it_was(self, values: Values) -> Values:
-        """What was open before, with what a reply that broke off has left."""
+        """What was open before."""
         talk, leaf = values[self.page.talk], values[self.page.leaf]
         try:
             shown = self.looks.shown(talk, leaf)
