@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,32 +153,6 @@ def test_conversations_are_found_renamed_exported_and_deleted(page: Page, chat_u
     expect(page.locator("#talk-message")).to_contain_text("was deleted.")
     expect(page.locator("#talk-list")).to_contain_text("Nothing holds these words.")
     expect(page.locator("#chat .user-row")).to_have_count(0)
-
-
-def test_of_a_browser_that_closes_in_the_middle_stays_what_was_said(browser: Browser, chat_url: str, other: Studio) -> None:
-    page = browser.new_page()
-    begin(page, chat_url, 464)
-    send(page, "Tell me a long story.")
-    expect(page.locator("#chat .bot-row").last).to_contain_text(re.compile(r"\w{2,}.*\w{2,}"))
-    page.close()
-    end = time.monotonic() + WAIT_MS / 1000
-    while len(branch := other.conversations.branch(other.conversations.page(1)[0].id)) < 2 and time.monotonic() < end:
-        time.sleep(0.2)
-    reply = branch[-1].message
-    assert reply.role == "assistant" and reply.content and reply.stamp["reason"] == "left"
-
-
-def test_what_is_typed_while_a_reply_is_stopped_stays(page: Page, chat_url: str) -> None:
-    begin(page, chat_url, 464)
-    send(page, "Tell me a long story.")
-    expect(page.locator("#chat .bot-row").last).to_contain_text(re.compile(r"\w{2,}.*\w{2,}"))
-    page.locator("#chat-prompt textarea").fill("next")
-    page.locator("#chat-stop").click()
-    expect(page.locator("#chat .as-stamp")).to_contain_text("stopped")
-    expect(page.locator("#chat-prompt textarea")).to_have_value("next")
-    page.locator("#chat-new").click()
-    expect(page.locator("#chat .user-row")).to_have_count(0)
-    expect(page).not_to_have_url(re.compile("talk="))
 
 
 def test_a_blend_and_a_weight_answer_at_once(page: Page, chat_url: str) -> None:

@@ -142,14 +142,34 @@ def test_a_refused_message_comes_back_with_the_reason(page: Page, app_url: str) 
     expect(page.locator("#chat-prompt textarea")).to_have_value("Keep me")
 
 
-def test_a_long_reply_can_be_stopped(page: Page, app_url: str) -> None:
-    open_tab(page, app_url, "Chat")
+def begin_a_story(page: Page) -> None:
     page.locator("#chat-prompt textarea").fill("Tell me a very long story about the sea.")
     page.locator("#chat-send").click()
     expect(page.locator("#chat .bot-row")).to_contain_text(re.compile(r"\w+ \w+ \w+"), timeout=120_000)
+
+
+def test_a_long_reply_can_be_stopped_and_what_is_typed_meanwhile_stays(page: Page, app_url: str) -> None:
+    open_tab(page, app_url, "Chat")
+    begin_a_story(page)
+    page.locator("#chat-prompt textarea").fill("next")
     page.locator("#chat-stop").click()
     expect(page.locator("#chat .as-stamp")).to_contain_text("stopped")
     expect(page.locator("#chat-send")).to_be_visible()
+    expect(page.locator("#chat-prompt textarea")).to_have_value("next")
+    page.locator("#chat-new").click()
+    expect(page.locator("#chat .user-row")).to_have_count(0)
+    expect(page).not_to_have_url(re.compile("talk="))
+
+
+def test_of_a_page_that_is_closed_in_the_middle_stays_what_was_said(page: Page, app_url: str, browser: Browser) -> None:
+    closed = browser.new_page()
+    open_tab(closed, app_url, "Chat")
+    begin_a_story(closed)
+    closed.close()
+    open_tab(page, app_url, "Chat")
+    page.locator("#talk-list .as-row").first.click()
+    expect(page.locator("#chat .as-stamp")).to_contain_text("the page was closed")
+    expect(page.locator("#chat .bot-row")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
 
 
 def test_a_link_opens_the_chat_on_an_adapter(page: Page, app_url: str, adapter: str) -> None:
