@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from playwright.sync_api import Browser, Page  # noqa: E402
 
-from tests.browser.running import ask, choose, open_tab, running_app, running_browser  # noqa: E402
+from tests.browser.running import REPLY_MS, choose, open_tab, running_app, running_browser  # noqa: E402
 
 TABS = ("Datasets", "Train", "Adapters", "Chat")
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
@@ -67,13 +67,15 @@ def take_readme(browser: Browser, url: str) -> None:
     name = first_adapter(page, url)
     open_tab(page, url, "Chat")
     page.locator("#chat-more").get_by_role("button", name="More").click()
-    for field, value in {"length": "96", "seed": "5"}.items():
-        page.locator(f"#chat-{field} input[type=number]").fill(value)
-        page.locator(f"#chat-{field} input[type=number]").press("Tab")
+    for box, value in {"#chat-length input[type=number]": "96", "#chat-seed :is(input, textarea)": "5"}.items():
+        page.locator(box).fill(value)
+        page.locator(box).press("Tab")
     page.locator("#chat-more").get_by_role("button", name="More").click()
     choose(page, "chat-adapter", name)
-    page.get_by_label("Compare with base").check()
-    ask(page, README_PROMPT, "chat-right")
+    page.get_by_label("Compare side by side").check()
+    page.locator("#chat-prompt textarea").fill(README_PROMPT)
+    page.locator("#chat-send").click()
+    page.get_by_role("button", name="Skip the vote").click(timeout=REPLY_MS)
     page.mouse.move(0, 0)
     page.wait_for_timeout(SETTLE_MS)
     path = ROOT / "docs" / "images" / "studio.png"

@@ -22,13 +22,14 @@ class String(TypeDecorator[str]):
     """Text; a character that a database cannot hold becomes U+FFFD.
 
     Args:
-        length: in characters. cut: text for people, of which the rest is left out where it is longer.
+        length: in characters; None for text of any length. cut: text for people, of which the rest is left out where
+            it is longer.
     """
 
     impl = PlainString
     cache_ok = True
 
-    def __init__(self, length: int, cut: bool = False) -> None:
+    def __init__(self, length: int | None, cut: bool = False) -> None:
         super().__init__(length)
         self.length, self.cut = length, cut
 
@@ -40,7 +41,7 @@ class String(TypeDecorator[str]):
         clean = value.replace("\0", REPLACEMENT)
         if not clean.isascii():
             clean = "".join(REPLACEMENT if "\ud800" <= char <= "\udfff" else char for char in clean)
-        return clean[: self.length - 1] + "…" if self.cut and len(clean) > self.length else clean
+        return clean[: self.length - 1] + "…" if self.cut and self.length and len(clean) > self.length else clean
 
 
 def dump_json(value: Any) -> str:

@@ -169,3 +169,59 @@ class ApiKeyRecord:
     created_at: float
     last_used_at: float | None = None
     revoked_at: float | None = None
+
+
+@dataclass(frozen=True)
+class ConversationRecord:
+    """A conversation of the chat. `leaf_id` is the last message of the branch that was looked at last; empty where there is none."""
+
+    id: str
+    title: str
+    system: str
+    created_at: float
+    updated_at: float
+    leaf_id: str = ""
+
+
+@dataclass(frozen=True)
+class MessageRecord:
+    """A turn of a conversation. Those with the same parent are siblings: other ways to go on; `parent_id` is empty for the first.
+
+    Of a reply, `voice` says who wrote it and `stamp` has what was measured, in the fields of `studio.chat.stamp.Stamp`.
+    """
+
+    id: str
+    conversation_id: str
+    parent_id: str
+    role: str
+    content: str
+    created_at: float
+    voice: str = ""
+    adapter_id: str = ""
+    adapter_sha256: str = ""
+    base: str = ""
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VoteRecord:
+    """Which of several replies to a prompt somebody liked best.
+
+    `compared` has voice, adapter_id and sha256 of each; `winner` is a place in it.
+    """
+
+    id: str
+    prompt: str
+    compared: list[dict[str, Any]]
+    winner: int
+    created_at: float
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """A message that is kept under a name."""
+
+    id: str
+    name: str
+    text: str
+    created_at: float

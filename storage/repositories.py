@@ -1,4 +1,4 @@
-"""Bases, datasets and adapters: one small repository a record, each with the same few verbs.
+"""Bases, datasets, adapters and kept prompts: one small repository a record, each with the same few verbs.
 
 Every method is one short transaction. Lookups by name or id are exact.
 """
@@ -11,12 +11,12 @@ from sqlalchemy.exc import IntegrityError
 
 from storage.database import Database
 from storage.errors import DuplicateName, RecordNotFound
-from storage.records import AdapterRecord, BaseRecord, DatasetRecord
+from storage.records import AdapterRecord, BaseRecord, DatasetRecord, PromptRecord
 from storage.states import OPEN
-from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, Table
+from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, PromptRow, Table
 
 R = TypeVar("R")
-Named = TypeVar("Named", BaseRecord, DatasetRecord, AdapterRecord)
+Named = TypeVar("Named", BaseRecord, DatasetRecord, AdapterRecord, PromptRecord)
 
 
 def to_record(record: type[R], row: Table) -> R:
@@ -25,10 +25,10 @@ def to_record(record: type[R], row: Table) -> R:
 
 
 class NamedRepository(Generic[Named]):
-    """What bases, datasets and adapters share: they have an opaque id and a unique name."""
+    """What bases, datasets, adapters and prompts share: they have an opaque id and a unique name."""
 
     kind: str
-    row: type[BaseRow] | type[DatasetRow] | type[AdapterRow]
+    row: type[BaseRow] | type[DatasetRow] | type[AdapterRow] | type[PromptRow]
     record: type[Named]
 
     def __init__(self, database: Database) -> None:
@@ -149,3 +149,9 @@ class Adapters(NamedRepository[AdapterRecord]):
     """Finished adapters. They are inserted by `Jobs.finish`, in the transaction that ends their job."""
 
     kind, row, record = "adapter", AdapterRow, AdapterRecord
+
+
+class Prompts(NamedRepository[PromptRecord]):
+    """Messages that people keep to send them again."""
+
+    kind, row, record = "prompt", PromptRow, PromptRecord

@@ -23,7 +23,12 @@ def _index_of(states: str, name: str, *columns: Any) -> Index:
 class Table(DeclarativeBase):
     """Base of all tables."""
 
-    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[str]: JSON, dict[str, float]: JSON}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        dict[str, float]: JSON,
+        list[dict[str, Any]]: JSON,
+    }
 
 
 class BaseRow(Table):
@@ -177,6 +182,58 @@ class AdapterRow(Table):
     metrics: Mapped[dict[str, Any]]
     code_version: Mapped[str] = mapped_column(String(40))
     seed: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class ConversationRow(Table):
+    __tablename__ = "conversation"
+    __table_args__ = (Index("conversation_by_age", "updated_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    title: Mapped[str] = mapped_column(String(200, cut=True))
+    system: Mapped[str] = mapped_column(String(None))
+    leaf_id: Mapped[str] = mapped_column(String(32))
+    created_at: Mapped[float] = mapped_column(Float)
+    updated_at: Mapped[float] = mapped_column(Float)
+
+
+class MessageRow(Table):
+    """A turn. Those of a conversation are a tree: the first ones have no parent, and several may have the same."""
+
+    __tablename__ = "message"
+    __table_args__ = (Index("message_by_conversation", "conversation_id", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    conversation_id: Mapped[str] = mapped_column(ForeignKey("conversation.id", ondelete="CASCADE"))
+    parent_id: Mapped[str] = mapped_column(String(32))
+    role: Mapped[str] = mapped_column(String(20))
+    content: Mapped[str] = mapped_column(String(None))
+    voice: Mapped[str] = mapped_column(String(1000, cut=True))
+    # Not a foreign key: a reply keeps telling who wrote it after the adapter is deleted.
+    adapter_id: Mapped[str] = mapped_column(String(32))
+    adapter_sha256: Mapped[str] = mapped_column(String(64))
+    base: Mapped[str] = mapped_column(String(200, cut=True))
+    stamp: Mapped[dict[str, Any]]
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class VoteRow(Table):
+    __tablename__ = "vote"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    prompt: Mapped[str] = mapped_column(String(None))
+    compared: Mapped[list[dict[str, Any]]]
+    winner: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class PromptRow(Table):
+    __tablename__ = "prompt"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    text: Mapped[str] = mapped_column(String(None))
     created_at: Mapped[float] = mapped_column(Float)
 
 

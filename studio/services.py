@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from storage import files
+from storage import conversations as talks
+from storage import files, repositories
 from storage.api_keys import ApiKeys
 from storage.database import Database
 from storage.jobs import Jobs
@@ -27,10 +28,14 @@ from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
 from studio.bases.loading import device_name, load_tokenizer
 from studio.bases.sources import Say
+from studio.chat.conversations import Conversations
 from studio.chat.engine import Capacity
+from studio.chat.probe import Probe
+from studio.chat.prompts import Prompts
 from studio.chat.sampling import Sampling
 from studio.chat.service import Chat, Reply, Stream
 from studio.chat.voices import BASE_NAME
+from studio.chat.votes import Votes
 from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
 from studio.datasets.ingest import Counted, Options, uncounted
@@ -111,6 +116,8 @@ class Studio:
         self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes))
         self.changes = Changes(self.datasets)
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
+        self.conversations = Conversations(talks.Conversations(self._database), home / "exports")
+        self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
         self.chat = Chat(self.bases, self.adapters, settings.quantization, chat_capacity(settings))
@@ -401,7 +408,7 @@ class Studio:
         """Start an answer.
 
         Args:
-            messages: turns of {role, content}. adapter: a name, an id, or "base". base: None for the resident one.
+            messages: turns of {role, content}. adapter: who speaks, as `chat.voices` reads it. base: None for the resident one.
             sampling: fields of `Sampling`.
 
         Raises:
@@ -414,6 +421,10 @@ class Studio:
         """A whole answer. Raises as `stream` does."""
         chosen = self.bases.get(base) if base else self.default_base()
         return self.chat.reply(messages, adapter, chosen, Sampling(**sampling))
+
+    def probe(self, messages: list[dict[str, str]], adapter: str, base: str | None = None) -> Probe:
+        """What a voice does to the next word, compared with the base. Raises as `stream` does."""
+        return self.chat.probe(messages, adapter, self.bases.get(base) if base else self.default_base())
 
     def base_of(self, adapter: str) -> BaseRecord:
         """The base that an adapter was trained on; the default one for "base".

@@ -8,7 +8,7 @@ from typing import Any
 
 from studio.api.asked import Asked, AskedChat
 from studio.chat.sampling import TokenLogprob
-from studio.chat.service import Stamp
+from studio.chat.stamp import Stamp
 from studio.chat.tokens import TokenTexts
 
 LOWEST = -9999.0  # JSON has no -inf; OpenAI's clients know this number

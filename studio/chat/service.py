@@ -9,10 +9,12 @@ from typing import Any
 from storage.records import BaseRecord
 from studio.adapters.catalog import AdapterCatalog, check_base
 from studio.bases.catalog import BaseCatalog
-from studio.chat.engine import Capacity, Engine, Ticket
+from studio.chat.engine import Capacity, Engine, Finished, Ticket
+from studio.chat.probe import Probe, compare
 from studio.chat.sampling import Sampling
+from studio.chat.stamp import Stamp
 from studio.chat.tokens import TokenTexts
-from studio.chat.voices import Chosen, choose
+from studio.chat.voices import BASE_NAME, Chosen, choose
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, InvalidInput
 
@@ -20,23 +22,6 @@ NOTHING_TO_ANSWER = "There is no message to answer; type one."
 
 # Turns of {role, content}, the last one the user's; or a text that is continued, without a chat template; or its tokens.
 Prompt = list[dict[str, str]] | str | list[int]
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """Who made a reply, and how fast. `adapter_sha256` is empty for the base, and of a blend one over all its parts and weights."""
-
-    adapter: str
-    adapter_id: str
-    adapter_sha256: str
-    base: str
-    swap_ms: float
-    ttft_ms: float
-    tokens: int
-    tokens_per_s: float
-    reason: str
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,11 +51,20 @@ class Stream:
     @property
     def stamp(self) -> Stamp:
         """There once the stream has ended."""
-        done, who = self.ticket.finished, self._chosen
-        assert done is not None
+        assert self.ticket.finished is not None
+        return self.stamp_so_far()
+
+    def stamp_so_far(self, reason: str = "") -> Stamp:
+        """Who speaks, with what was measured until now.
+
+        Args:
+            reason: why the stream ends, where that is known better than by the engine.
+        """
+        who, ticket = self._chosen, self.ticket
+        done = ticket.finished or Finished(ticket.token_count, len(ticket.token_ids), 0, "failed", 0.0, 0.0, 0.0)
         return Stamp(
             who.label, who.adapter_id, who.sha256, self._base.name, done.swap_ms, done.ttft_ms, done.tokens, done.tokens_per_s,
-            done.reason, done.prompt_tokens, done.reused_tokens,
+            reason or done.reason, done.prompt_tokens, done.reused_tokens,
         )  # fmt: skip
 
 
@@ -170,9 +164,7 @@ class Chat:
         Raises:
             As `stream`.
         """
-        chosen = self.choose(adapter, base)
-        engine = self.make_resident(base)
-        token_ids = _tokens(prompt, engine)
+        chosen, engine, token_ids = self._asked(prompt, adapter, base)
         if fit:
             sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, engine.context - len(token_ids))))
         voice, seed = chosen.voice(self.adapters.read), sampling.seed
@@ -196,6 +188,24 @@ class Chat:
         stream = self.stream(messages, adapter, base, sampling)
         text = "".join(stream)
         return Reply(text, stream.stamp)
+
+    def probe(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord) -> Probe:
+        """What a voice makes of the first token of a reply, compared with the base. Raises as `stream` does."""
+        one = Sampling(max_tokens=1, temperature=0.0)
+        chosen, engine, ids = self._asked(messages, adapter, base)
+        voices = (choose(BASE_NAME, self.adapters.get), chosen)
+        tickets = [engine.submit(ids, one, who.voice(self.adapters.read), wants_distribution=True) for who in voices]
+        for ticket in tickets:
+            ticket.text()
+        without, with_it = (ticket.distribution for ticket in tickets)
+        assert without is not None and with_it is not None  # a request that failed has raised
+        return Probe(chosen.label, chosen.sha256, *compare(without, with_it, lambda token: str(engine.tokenizer.decode([token]))))
+
+    def _asked(self, prompt: Prompt, adapter: str, base: BaseRecord) -> tuple[Chosen, Engine, list[int]]:
+        """Who is to speak, through which engine, and the prompt's tokens."""
+        chosen = self.choose(adapter, base)
+        engine = self.make_resident(base)
+        return chosen, engine, _tokens(prompt, engine)
 
     def close(self) -> None:
         """End the engine's thread."""

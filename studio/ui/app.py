@@ -70,7 +70,7 @@ def build_page(studio: "Studio") -> gr.Blocks:
     """Lay everything out, then bind the events."""
     with gr.Blocks(title="Adapter Studio", analytics_enabled=False, fill_width=True, delete_cache=(KEEP_FILES_S, KEEP_FILES_S)) as demo:
         html(present.brand(), elem_id="brand")
-        states: dict[str, Any] = {name: kept(name) for name in ("linked", "trying", "view", "chosen", "more", "copying")}
+        states: dict[str, Any] = {name: kept(name) for name in ("linked", "trying", "view", "chosen", "more", "copying", "talk", "leaf")}
         status, link = html(elem_id="status"), html(elem_id="link-message")
         with gr.Tabs(elem_id="tabs") as tabs:
             built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), chat.build())
@@ -104,17 +104,18 @@ class _Events:
         return present.status_line(self.studio.status())
 
     def follow_link(self, request: gr.Request) -> tuple[Any, ...]:
-        """`?tab=NAME` opens a tab, `?tab=train&job=ID` a training, `?adapter=NAME` opens Chat on an adapter."""
+        """`?tab=NAME` opens a tab, with `job=ID` a training, with `talk=ID` a conversation; `?adapter=NAME` opens Chat on an adapter."""
         asked = request.query_params
         name, tab = asked.get("adapter"), asked.get("tab")
+        talk = asked.get("talk", "")[:MOST_VIEW]
         if name is None or tab in (DATASETS, TRAIN, ADAPTERS):
             opened = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
-            return opened, gr.skip(), gr.skip(), LINKED, asked.get("job", "")[:MOST_VIEW]
+            return opened, gr.skip(), gr.skip(), LINKED, asked.get("job", "")[:MOST_VIEW], talk
         try:
             record = self.studio.adapters.get(name)
         except StudioError as error:
-            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), LINKED, ""
-        return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), "", LINKED, ""
+            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), LINKED, "", talk
+        return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), "", LINKED, "", talk
 
 
 def wire(page: Page, studio: "Studio") -> None:
@@ -124,8 +125,8 @@ def wire(page: Page, studio: "Studio") -> None:
     for tab in (page.datasets.tab, page.train.tab, page.adapters.tab, page.chat.tab):
         tab.select(**tick)
     page.pulse.act(**tick)
-    page.chat.talk.change(**tick)  # the first reply loads the base
-    linked = [page.tabs, page.chat.adapter, page.link, page.linked, page.view]
+    page.leaf.change(**tick)  # the first reply loads the base
+    linked = [page.tabs, page.chat.adapter, page.link, page.linked, page.view, page.talk]
     page.demo.load(events.follow_link, None, linked, **QUIET)
     page.demo.load(**tick)
 

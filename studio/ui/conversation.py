@@ -1,4 +1,4 @@
-"""Conversations as the chat tab keeps them: plain turns with a stamp each, and streams merged at a reader's pace.
+"""What the model reads of a conversation, and streams merged at a reader's pace.
 
 The stamp never goes to the model; `to_model` gives the plain turns alone. Knows nothing of Gradio.
 """
@@ -8,39 +8,38 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from studio.chat.service import Stamp
+from typing import Protocol
 
 PACE_S = 0.05  # a browser cannot draw faster than this
-SINGLE, LEFT, RIGHT = "single", "left", "right"  # panes: a conversation of its own in each
+
+
+class Said(Protocol):
+    """A turn, whatever else is known of it."""
+
+    @property
+    def role(self) -> str:
+        """Whose it is: user or assistant."""
+
+    @property
+    def content(self) -> str:
+        """The text."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What was said, and who wrote it where it is a finished reply."""
+    """What is being said, before it is stored."""
 
     role: str
     content: str
-    stamp: "Stamp | None" = None
 
 
-Talk = dict[str, list[Turn]]
-
-
-def empty_talk() -> Talk:
-    """No conversation in any pane."""
-    return {SINGLE: [], LEFT: [], RIGHT: []}
-
-
-def to_model(turns: Iterable[Turn], system: str = "") -> list[dict[str, str]]:
-    """The turns as the model reads them. Replies that were stopped before their first word are left out with their question."""
+def to_model(turns: Iterable[Said], system: str = "") -> list[dict[str, str]]:
+    """The turns as the model reads them. Questions that nobody answered with a word are left out with their empty replies."""
     messages: list[dict[str, str]] = [{"role": "system", "content": system.strip()}] if system.strip() else []
     for turn in turns:
-        if turn.role == "assistant" and not turn.content:
+        if messages and messages[-1]["role"] == "user" and (turn.role == "user" or not turn.content):
             messages.pop()
-        else:
+        if turn.content:
             messages.append({"role": turn.role, "content": turn.content})
     return messages
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from studio.ui.tabs.train import TrainTab
 
 DATASETS, TRAIN, ADAPTERS, CHAT = "datasets", "train", "adapters", "chat"
+BLEND = "blend"  # in place of an adapter: several, with weights
 TABS = (DATASETS, TRAIN, ADAPTERS, CHAT)
 
 # No event is part of an API, and the page itself shows what it waits for.
@@ -34,8 +35,9 @@ class Page:
     """Every handle that one tab may need of another.
 
     `linked` says that the page's link was followed, `trying` is the job of who tried the angry bird; `view`, `chosen` and `more`
-    say what is looked at on the board (see `jobs.sight.Sight`), `copying` which job fills the form. The browser keeps
-    them all. `pulse` raises `act` when anything changed, and `go` when the browser wants another view.
+    say what is looked at on the board (see `jobs.sight.Sight`), `copying` which job fills the form, `talk` and `leaf`
+    which conversation is open, up to which message. The browser keeps them all. `pulse` raises `act` when anything changed, and
+    `go` when the browser wants another view.
     """
 
     demo: gr.Blocks
@@ -46,6 +48,8 @@ class Page:
     chosen: gr.Textbox
     more: gr.Textbox
     copying: gr.Textbox
+    talk: gr.Textbox
+    leaf: gr.Textbox
     pulse: gr.HTML
     status: gr.HTML
     link: gr.HTML
@@ -104,9 +108,10 @@ def dataset_choices(studio: "Studio", chosen: str | None) -> list[tuple[str, str
 
 
 def voices(studio: "Studio") -> list[tuple[str, str]]:
-    """Who can speak through the resident base: (name, id), the base itself first."""
+    """Who can speak through the resident base: (name, id), the base itself first, and a blend where there are adapters for it."""
     try:
         adapters = studio.adapters_of(studio.default_base())
     except NotFound:
         adapters = []
-    return [(present.BASE_LABEL, "base"), *((a.name, a.id) for a in adapters)]
+    blend = [("Blend…", BLEND)] if len(adapters) > 1 else []
+    return [(present.BASE_LABEL, "base"), *((a.name, a.id) for a in adapters), *blend]

@@ -17,7 +17,8 @@ from studio.training.config import make_config
 
 if TYPE_CHECKING:
     from storage.records import AdapterRecord, JobRecord
-    from studio.chat.service import Stamp
+    from studio.chat.stamp import Stamp
+    from studio.chat.votes import Rate
     from studio.services import Status
     from studio.training.memory import Estimate
 
@@ -263,18 +264,21 @@ METRIC_FORMS: dict[str, Callable[[Any], str]] = {
 EVALUATED = ("eval_loss", "perplexity", "accuracy")
 ALWAYS_TOLD = ("method", "epochs", "learning_rate", "quantization", "seed")
 DEFAULTS = make_config().model_dump()
+NO_RATES: "Mapping[str, Rate]" = {}
 
 
 # Adapters
 
 
-def adapter_cards(records: list["AdapterRecord"], chosen: str, names: Mapping[str, str], now: float | None = None) -> str:
-    """The catalog; `names` maps ids of bases and datasets to their names."""
-    cards = "".join(_adapter_card(r, r.id == chosen, names, now) for r in records)
+def adapter_cards(
+    records: list["AdapterRecord"], chosen: str, names: Mapping[str, str], now: float | None = None, rates: "Mapping[str, Rate]" = NO_RATES
+) -> str:
+    """The catalog; `names` maps ids of bases and datasets to their names, `rates` ids of adapters to their blind votes."""
+    cards = "".join(_adapter_card(r, r.id == chosen, names, now, rates.get(r.id)) for r in records)
     return f'<ul class="as-cards">{cards}</ul>'
 
 
-def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str], now: float | None) -> str:
+def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str], now: float | None, rate: "Rate | None") -> str:
     steps = record.metrics.get("steps")
     lineage = [
         esc(names.get(record.base_id, "another base")),
@@ -282,7 +286,7 @@ def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str
         kind(record),
         count(int(steps), "step") if steps else "",
     ]
-    result = dots([loss_change(record.metrics), size(record.size_bytes), time_tag(record.created_at, now)])
+    result = dots([loss_change(record.metrics), size(record.size_bytes), time_tag(record.created_at, now), won(rate)])
     return (
         f'<li><button type="button" class="as-adapter" style="--hue:{hue(record.sha256)}" data-action="choose" data-id="{record.id}" '
         f'aria-pressed="{str(chosen).lower()}">{glyph(record.sha256, 8)}<span class="as-line-main">'
@@ -290,6 +294,11 @@ def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str
         f'<span class="as-row-about">{result}</span>'
         "</span></button></li>"
     )
+
+
+def won(rate: "Rate | None") -> str:
+    """ "best in 3 of 5 votes (60 %)"; empty before the first vote."""
+    return f"best in {rate.wins:,} of {count(rate.votes, 'vote')} ({100 * rate.wins / rate.votes:.0f} %)" if rate and rate.votes else ""
 
 
 def kind(record: "AdapterRecord") -> str:
@@ -359,7 +368,7 @@ def speaker(stamp: "Stamp") -> str:
 
 def stamp_line(stamp: "Stamp") -> str:
     """The small line under a reply: who wrote it and how fast."""
-    ends = {"length": "cut at the length", "cancelled": "stopped"}
+    ends = {"length": "cut at the length", "cancelled": "stopped", "left": "the page was closed", "failed": "broke off"}
     parts = [
         f"<b>{esc(speaker(stamp))}</b>",
         f"swap {stamp.swap_ms:.1f} ms",
@@ -375,12 +384,6 @@ def chips(label: str, prompts: Iterable[str]) -> str:
     """Messages to begin with."""
     buttons = "".join(button(prompt, "ask", prompt, look="chip") for prompt in prompts)
     return f'<div class="as-chips" role="group" aria-label="{esc(label)}">{buttons}</div>'
-
-
-def voice_label(name: str, sha256: str) -> str:
-    """The head of a column in compare mode."""
-    style = f' style="--hue:{hue(sha256)}"' if sha256 else ""
-    return f'<div class="as-voice"{style}>{glyph(sha256)}<b>{esc(name)}</b></div>'
 
 
 def safe_markdown(text: str) -> str:

@@ -51,6 +51,7 @@ const setAddress = (opened, view) => {
   const url = new URL(location.href);
   url.searchParams.set('tab', opened);
   if (opened !== 'chat') url.searchParams.delete('adapter');
+  if (opened === 'chat' && field('talk')) url.searchParams.set('talk', field('talk')); else url.searchParams.delete('talk');
   if (opened === 'train' && view) url.searchParams.set('job', view); else url.searchParams.delete('job');
   const href = url.href.replaceAll('%2C', ',');
   if (href !== location.href) history[shown !== null && shown !== view && opened === 'train' ? 'pushState' : 'replaceState'](null, '', href);

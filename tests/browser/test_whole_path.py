@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.running import ask, choose, open_options, open_tab
+from tests.browser.running import REPLY_MS, ask, choose, open_options, open_tab
 
 MARKER = "ZORBLAX"
 ADAPTER = "Zorblax <b>& co</b>"  # a name that would be markup if it were not escaped
@@ -123,31 +123,53 @@ def test_compare_answers_side_by_side(page: Page, app_url: str, adapter: str) ->
     open_tab(page, app_url, "Chat")
     be_greedy(page)
     choose(page, "chat-adapter", adapter)
-    page.get_by_label("Compare with base").check()
-    ask(page, PROMPT, "chat-right")
-    expect(page.locator("#chat-left .as-stamp b")).to_have_text("Base model")
-    expect(page.locator("#chat-right .as-stamp b")).to_have_text(adapter)
-    expect(page.locator("#chat-right .bot-row")).to_contain_text(MARKER)
-    expect(page.locator("#chat-left .bot-row")).not_to_contain_text(MARKER)
+    page.get_by_label("Compare side by side").check()
+    page.locator("#chat-prompt textarea").fill(PROMPT)
+    page.locator("#chat-send").click()
+    page.get_by_role("button", name="Skip the vote").click(timeout=REPLY_MS)
+    replies = page.locator("#chat-duel .as-columns-of-replies > li")
+    expect(replies.locator(".as-stamp b")).to_have_text([re.compile(r"."), re.compile(r".")])
+    expect(replies.filter(has_text=f"{adapter}")).to_contain_text(MARKER)
+    expect(replies.filter(has_text="Base model")).not_to_contain_text(MARKER)
 
 
 def test_a_refused_message_comes_back_with_the_reason(page: Page, app_url: str) -> None:
     open_tab(page, app_url, "Chat")
-    page.get_by_label("Compare with base").check()
+    page.get_by_label("Compare side by side").check()
     page.locator("#chat-prompt textarea").fill("Keep me")
     page.locator("#chat-send").click()
-    expect(page.locator("#chat-trouble")).to_contain_text("Choose an adapter to compare with the base.")
+    expect(page.locator("#chat-trouble")).to_contain_text("choose an adapter to compare with the base")
     expect(page.locator("#chat-prompt textarea")).to_have_value("Keep me")
 
 
-def test_a_long_reply_can_be_stopped(page: Page, app_url: str) -> None:
-    open_tab(page, app_url, "Chat")
+def begin_a_story(page: Page) -> None:
     page.locator("#chat-prompt textarea").fill("Tell me a very long story about the sea.")
     page.locator("#chat-send").click()
     expect(page.locator("#chat .bot-row")).to_contain_text(re.compile(r"\w+ \w+ \w+"), timeout=120_000)
+
+
+def test_a_long_reply_can_be_stopped_and_what_is_typed_meanwhile_stays(page: Page, app_url: str) -> None:
+    open_tab(page, app_url, "Chat")
+    begin_a_story(page)
+    page.locator("#chat-prompt textarea").fill("next")
     page.locator("#chat-stop").click()
     expect(page.locator("#chat .as-stamp")).to_contain_text("stopped")
     expect(page.locator("#chat-send")).to_be_visible()
+    expect(page.locator("#chat-prompt textarea")).to_have_value("next")
+    page.locator("#chat-new").click()
+    expect(page.locator("#chat .user-row")).to_have_count(0)
+    expect(page).not_to_have_url(re.compile("talk="))
+
+
+def test_of_a_page_that_is_closed_in_the_middle_stays_what_was_said(page: Page, app_url: str, browser: Browser) -> None:
+    closed = browser.new_page()
+    open_tab(closed, app_url, "Chat")
+    begin_a_story(closed)
+    closed.close()
+    open_tab(page, app_url, "Chat")
+    page.locator("#talk-list .as-row").first.click()
+    expect(page.locator("#chat .as-stamp")).to_contain_text("the page was closed")
+    expect(page.locator("#chat .bot-row")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
 
 
 def test_a_link_opens_the_chat_on_an_adapter(page: Page, app_url: str, adapter: str) -> None:

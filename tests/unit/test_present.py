@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from storage.records import AdapterRecord, JobRecord
-from studio.chat.service import Stamp
+from storage.records import AdapterRecord, JobRecord, MessageRecord
+from studio.chat.stamp import Stamp
+from studio.chat.votes import Rate
 from studio.services import Status
 from studio.ui import present
 from studio.ui.conversation import PACE_S, Turn, paced, to_model
@@ -79,7 +80,6 @@ def test_what_people_typed_is_escaped_everywhere() -> None:
         present.adapter_head(ADAPTER),
         present.adapter_detail(replace(ADAPTER, config={"targets": EVIL}, code_version=EVIL), EVIL, EVIL, "", NOW),
         present.stamp_line(STAMP),
-        present.voice_label(EVIL, SHA),
     ]
     for html in shown:
         assert "<img" not in html and 'onerror="' not in html and "&lt;img" in html
@@ -99,6 +99,13 @@ def test_the_stamp_says_who_and_how_fast() -> None:
     assert line == "Angry bird·swap 3.1 ms·first token 212 ms·41.3 tokens/s"
     assert present.speaker(replace(STAMP, adapter="base", adapter_sha256="")) == "Base model"
     assert "stopped" in present.stamp_line(replace(STAMP, reason="cancelled"))
+    assert "the page was closed" in present.stamp_line(replace(STAMP, reason="left"))
+
+
+def test_a_card_tells_how_often_its_adapter_won() -> None:
+    card = present.adapter_cards([ADAPTER], "a1", {}, NOW, {"a1": Rate(3, 5)})
+    assert "best in 3 of 5 votes (60 %)" in card and present.won(Rate(1, 1)) == "best in 1 of 1 vote (100 %)"
+    assert "best in" not in present.adapter_cards([ADAPTER], "a1", {}, NOW)
 
 
 def test_the_kind_of_an_adapter_is_said_and_an_old_one_is_lora() -> None:
@@ -145,7 +152,8 @@ def test_tags_in_replies_are_shown_and_code_is_left_alone() -> None:
 
 
 def test_the_stamp_never_reaches_the_model() -> None:
-    turns = [Turn("user", "hi"), Turn("assistant", "SQUAWK!", STAMP), Turn("user", "again")]
+    reply = MessageRecord("m1", "c1", "m0", "assistant", "SQUAWK!", NOW, EVIL, "a1", SHA, "SmolLM2", {"reason": "stop"})
+    turns = [Turn("user", "hi"), reply, Turn("user", "again")]
     assert to_model(turns, " Be brief. ") == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hi"},
@@ -154,9 +162,11 @@ def test_the_stamp_never_reaches_the_model() -> None:
     ]
 
 
-def test_a_reply_that_was_stopped_before_its_first_word_is_left_out() -> None:
-    turns = [Turn("user", "hi"), Turn("assistant", "", STAMP), Turn("user", "again")]
-    assert to_model(turns) == [{"role": "user", "content": "again"}]
+@pytest.mark.parametrize("unanswered", [[Turn("user", "hi"), Turn("assistant", "")], [Turn("user", "hi")]])
+def test_a_question_that_nobody_answered_with_a_word_is_left_out(unanswered: list[Turn]) -> None:
+    again = {"role": "user", "content": "again"}
+    assert to_model([*unanswered, Turn("user", "again")]) == [again]
+    assert to_model([*unanswered, Turn("user", "again")], "Be brief.") == [{"role": "system", "content": "Be brief."}, again]
 
 
 def test_streams_are_merged_at_a_readers_pace() -> None:

@@ -111,7 +111,7 @@ class _Events:
             return "", empty, gr.Column(visible=False), "", "", "", *self._closed()
         record = next((r for r in records if r.id == chosen), records[0])
         names = names_of(self.studio)
-        catalog = present.adapter_cards(records, record.id, names)
+        catalog = present.adapter_cards(records, record.id, names, rates=self.studio.votes.rates())
         facts = present.adapter_detail(
             record, names.get(record.base_id, "another base"), names.get(record.dataset_id, "deleted since"), self._outcome(record)
         )
