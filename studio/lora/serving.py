@@ -11,6 +11,7 @@ other, and one batched product with A and one with each B serve them all: the st
 copied, and no Python runs for each adapter. No row's numbers meet another slot's, so that what is not finite stays where it is.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ class _Mixed:
     places: Tensor  # (n,)
     slots: Tensor  # (n,)
     weights: Tensor | None  # (n, 1)
+    covers: bool  # every row is a target once, in order
+    repeats: bool  # some row is a target more than once
 
 
 _Route = _Same | _Mixed
@@ -88,7 +91,7 @@ def _route(rows: list[list[Share]], device: torch.device, dtype: torch.dtype) ->
         mine.append(row)
     first, end, width = min(by_slot), max(by_slot) + 1, max(len(mine) for mine in by_slot.values())
     table = [row for slot in range(first, end) for row in (by_slot.get(slot, []) + [0] * width)[:width]]
-    weights = [weight for _, _, weight in entries]
+    weights, targets = [weight for _, _, weight in entries], [row for _, row, _ in entries]
 
     def index(numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=device)
@@ -98,26 +101,39 @@ def _route(rows: list[list[Share]], device: torch.device, dtype: torch.dtype) ->
         end,
         width,
         rows=index(table),
-        targets=index([row for _, row, _ in entries]),
+        targets=index(targets),
         places=index([(slot - first) * width + place for (slot, _, _), place in zip(entries, places, strict=True)]),
         slots=index([slot for slot, _, _ in entries]),
         weights=None if all(w == 1 for w in weights) else torch.tensor(weights, dtype=dtype, device=device).unsqueeze(1),
+        covers=targets == list(range(len(rows))),
+        repeats=len(set(targets)) < len(targets),
     )
 
 
 class Stack:
     """The slots of one class for the layers of one input.
 
+    Neighbours with as many outputs, such as k and v, are one product.
+
     Attributes:
-        a: (slots, M·r, d_in) for M layers. b: M tensors (slots, r, d_out). gains: M tensors (slots, d_out) of g − 1, or None
-            where no DoRA was ever installed.
+        a: (slots, M·r, d_in) for M layers. b: for each run of m neighbours (slots, m, r, d_out). gains: M tensors (slots, d_out)
+            of g − 1, or None where no DoRA was ever installed.
     """
 
     def __init__(self, slots: int, rank: int, d_in: int, d_outs: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         self.slots, self.rank = slots, rank
         self.a = torch.zeros(slots, len(d_outs) * rank, d_in, dtype=dtype, device=device)
-        self.b = [torch.zeros(slots, rank, d_out, dtype=dtype, device=device) for d_out in d_outs]
+        runs = [(d_out, len(list(same))) for d_out, same in itertools.groupby(d_outs)]
+        self.b = [torch.zeros(slots, count, rank, d_out, dtype=dtype, device=device) for d_out, count in runs]
         self.gains: list[Tensor] | None = None
+
+    def up(self, layer: int) -> Tensor:
+        """Bᵀ of one layer, (slots, r, d_out), a view."""
+        for b in self.b:
+            if layer < b.shape[1]:
+                return b[:, layer]
+            layer -= b.shape[1]
+        raise IndexError(layer)
 
     def add(self, x: Tensor, y: Tensor, route: _Route) -> None:
         """Add what the adapters of this class say: x is (N, d_in), y (N, Σ d_out) and holds W x; N is rows, or tokens of one row."""
@@ -127,21 +143,26 @@ class Stack:
         for slot, weight in route.parts:
             low = F.linear(x, self.a[slot])  # (N, M·r)
             low = low if weight == 1 else low * weight
-            at = 0
-            for index, b in enumerate(self.b):
-                y[:, at : at + b.shape[2]] += low[:, index * self.rank : (index + 1) * self.rank] @ b[slot]
-                at += b.shape[2]
+            at, part = 0, 0
+            for b in self.b:
+                for up in b[slot]:  # (r, d_out)
+                    y[:, at : at + up.shape[1]] += low[:, part : part + self.rank] @ up
+                    at, part = at + up.shape[1], part + self.rank
 
     def _add_mixed(self, x: Tensor, y: Tensor, route: _Mixed) -> None:
-        chosen = slice(route.first, route.end)
-        low = torch.bmm(x.index_select(0, route.rows).view(-1, route.width, x.shape[1]), self.a[chosen].mT)  # (slots, width, M·r)
-        at = 0
-        for index, b in enumerate(self.b):
-            high = torch.bmm(low[:, :, index * self.rank : (index + 1) * self.rank], b[chosen]).flatten(0, 1)  # (slots · width, d_out)
-            said = high.index_select(0, route.places)
+        chosen, width = slice(route.first, route.end), route.width
+        low = torch.bmm(x.index_select(0, route.rows).view(-1, width, x.shape[1]), self.a[chosen].mT)  # (slots, width, M·r)
+        at, part = 0, 0
+        for b in self.b:
+            count, d_out = b.shape[1], b.shape[3]
+            thin = low[:, :, part : part + count * self.rank].unflatten(2, (count, self.rank)).transpose(1, 2)  # (slots, m, width, r)
+            high = torch.bmm(thin.reshape(-1, width, self.rank), b[chosen].flatten(0, 1))  # (slots · m, width, d_out)
+            if count > 1:
+                high = high.view(-1, count, width, d_out).transpose(1, 2)
+            said = high.reshape(-1, count * d_out).index_select(0, route.places)  # (n, m · d_out)
             said = said if route.weights is None else said * route.weights
-            y[:, at : at + b.shape[2]].index_add_(0, route.targets, said.to(y.dtype))
-            at += b.shape[2]
+            _give(y[:, at : at + count * d_out], said, route)
+            at, part = at + count * d_out, part + count * self.rank
 
     def stretch(self, plain: Tensor, y: Tensor, route: _Route) -> None:
         """Add Σ w (g − 1) ∘ W x, where somebody has gains; `plain` is W x, (N, Σ d_out)."""
@@ -154,6 +175,16 @@ class Stack:
         gains = torch.cat([gain.index_select(0, route.slots) for gain in self.gains], dim=1)  # (n, Σ d_out)
         gains = gains if route.weights is None else gains * route.weights
         y.index_add_(0, route.targets, (gains * plain.index_select(0, route.targets)).to(y.dtype))
+
+
+def _give(y: Tensor, said: Tensor, route: _Mixed) -> None:
+    """Add each entry of `said` to its row of y. Adding by index is slow on the CPU, so it is left to rows with several entries."""
+    if route.covers:
+        y += said
+    elif route.repeats:
+        y.index_add_(0, route.targets, said.to(y.dtype))
+    else:
+        y.index_copy_(0, route.targets, (y.index_select(0, route.targets) + said).to(y.dtype))
 
 
 class AdaptedInput:
@@ -224,7 +255,7 @@ class AdaptedInput:
         stack = there or self._make(rank, slots)
         filled, empty = [], []
         for index, name in enumerate(self.names):
-            a, b = stack.a[slot, index * rank : (index + 1) * rank], stack.b[index][slot]
+            a, b = stack.a[slot, index * rank : (index + 1) * rank], stack.up(index)[slot]
             if name in mine:
                 filled += [a[:used], b[:used]]
                 empty += [a[used:], b[used:]] if used < rank else []
