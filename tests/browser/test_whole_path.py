@@ -145,6 +145,8 @@ def test_a_refused_message_comes_back_with_the_reason(page: Page, app_url: str) 
 def begin_a_story(page: Page) -> None:
     page.locator("#chat-prompt textarea").fill("Tell me a very long story about the sea.")
     page.locator("#chat-send").click()
+    expect(page.locator("#chat-stop")).to_be_visible()
+    expect(page.locator("#chat .bot-row")).not_to_contain_text("being loaded", timeout=120_000)
     expect(page.locator("#chat .bot-row")).to_contain_text(re.compile(r"\w+ \w+ \w+"), timeout=120_000)
 
 

@@ -10,7 +10,7 @@ import gradio as gr
 from studio.errors import InvalidInput, StudioError
 from studio.ui import present
 from studio.ui.chat import show
-from studio.ui.chat.speaking import LOADING, Speaking, sampling_of, seed_of
+from studio.ui.chat.speaking import LOADING, Hearing, Speaking, sampling_of, seed_of
 from studio.ui.chat.voice import BASE, voice_of
 from studio.ui.conversation import Turn, paced, to_model
 from studio.ui.page import BLEND, QUIET, Page, action, fragment, voices
@@ -132,19 +132,19 @@ class Comparing:
         turns = to_model([Turn("user", text)], system)
         waits = [show.Column("" if self.studio.status().base_loaded else LOADING.strip("*"))] * len(asked)
         board = show.comparison(text, waits, None, is_over=False)
+        hearing = self.speaking.heard[session] = Hearing()
         yield {**self.speaking.busy(), self.parts.board: board, self.parts.duel: None, self.tab.trouble: ""}
         streams: dict[str, Stream] = {}
-        self.speaking.heard[session] = heard = []
         try:
             for place, (voice, seed) in enumerate(zip(asked, seeds, strict=True)):
                 streams[str(place)] = self.studio.stream(turns, voice, **{**sampling_of(self.page, values), "seed": seed})
-                heard.append(streams[str(place)])
+                hearing.add(streams[str(place)])
             for said in paced(streams):
                 columns = [show.Column(said[key]) for key in streams]
                 yield {self.parts.board: show.comparison(text, columns, None, is_over=False)}
         finally:
-            for stream in self.speaking.heard.pop(session, []):
-                stream.cancel()
+            self.speaking.heard.pop(session, None)
+            hearing.stop()
         duel = Duel(text, system, tuple(said.values()), tuple(stream.stamp for stream in streams.values()), tuple(seeds))
         yield {**self.speaking.ready(), self.parts.board: duel.html(), self.parts.duel: duel}
 

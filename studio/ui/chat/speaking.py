@@ -1,6 +1,7 @@
 """Answers: a message is sent, a reply is regenerated, and both are stored whatever becomes of the browser."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -49,13 +50,33 @@ def sampling_of(page: Page, values: Values) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Hearing:
+    """What a browser hears now, for Stop, which may come before the first reply has begun."""
+
+    replies: "list[Recorded | Stream]" = field(default_factory=list)
+    is_stopped: bool = False
+
+    def add(self, reply: "Recorded | Stream") -> None:
+        """It begins."""
+        self.replies.append(reply)
+        if self.is_stopped:
+            reply.cancel()
+
+    def stop(self) -> None:
+        """End them all soon; what was said so far stands."""
+        self.is_stopped = True
+        for reply in self.replies:
+            reply.cancel()
+
+
 class Speaking:
     """The callbacks."""
 
     def __init__(self, studio: "Studio", page: Page) -> None:
         self.studio, self.talks, self.page, self.tab = studio, studio.conversations, page, page.chat
         self.looks = Looks(studio, page)
-        self.heard: dict[str, list[Recorded | Stream]] = {}  # by browser session, for Stop
+        self.heard: dict[str, Hearing] = {}  # by browser session
 
     def speak(self, values: Values, session: str) -> Iterator[Values]:
         """Answer what stands in the box; it comes back there where nobody can answer."""
@@ -81,8 +102,8 @@ class Speaking:
 
     def stop(self, request: gr.Request) -> None:
         """Stop what this browser hears; what was said so far stands."""
-        for reply in self.heard.get(str(request.session_hash), []):
-            reply.cancel()
+        if hearing := self.heard.get(str(request.session_hash)):
+            hearing.stop()
 
     def _before(self, values: Values, edited: str) -> list[Placed]:
         """What stands before the next message: all that is shown, or what stands before the one that is edited."""
@@ -96,26 +117,33 @@ class Speaking:
 
     def _answer(self, values: Values, session: str, before: Sequence[Placed], asked: str | MessageRecord) -> Iterator[Values]:
         """Answer a message that is not stored yet, or one that is."""
-        text = asked if isinstance(asked, str) else asked.content
-        question = Turn("user", text)
+        question = Turn("user", asked if isinstance(asked, str) else asked.content)
         first = messages(before, busy=True)
+        hearing = self.heard[session] = Hearing()
         waits = Turn("assistant", "" if self.studio.status().base_loaded else LOADING)
         yield {**self.busy(), self.tab.transcript.chat: [*first, *on_its_way([question, waits])], self.tab.trouble: ""}
-        system, voice = values[self.tab.system] or "", voice_of(self.tab.voice, values)
-        turns = to_model([*(placed.message for placed in before), question], system)
-        stream = self.studio.stream(turns, voice, **sampling_of(self.page, values))
-        recorded = self._recorded(values, before, asked, stream, system)
-        self.heard[session], trouble = [recorded], ""
+        try:
+            system, voice = values[self.tab.system] or "", voice_of(self.tab.voice, values)
+            turns = to_model([*(placed.message for placed in before), question], system)
+            stream = self.studio.stream(turns, voice, **sampling_of(self.page, values))
+            recorded = self._recorded(values, before, asked, stream, system)
+            hearing.add(recorded)
+            yield from self._listen(recorded, [*first, *on_its_way([question])])
+        finally:
+            self.heard.pop(session, None)
+
+    def _listen(self, recorded: Recorded, first: list[dict[str, Any]]) -> Iterator[Values]:
+        """Show a reply as it comes, then as it was stored."""
+        trouble = ""
         try:
             for said in paced({REPLY: recorded}):
-                yield {self.tab.transcript.chat: [*first, *on_its_way([question, Turn("assistant", said[REPLY])])]}
+                yield {self.tab.transcript.chat: [*first, *on_its_way([Turn("assistant", said[REPLY])])]}
         except StudioError as error:
             if recorded.message is None:
                 raise
             trouble = present.error_card(error, "The reply broke off")
         finally:
             recorded.leave()  # of a reply that has ended it changes nothing
-            self.heard.pop(session, None)
         reply = recorded.message
         assert reply is not None  # what failed before its first word has raised
         yield {**self.ready(), **self.looks.shown(reply.conversation_id, reply.id), self.tab.trouble: trouble}
