@@ -29,11 +29,10 @@ from studio.bases.cost import cost_sentence
 from studio.bases.loading import device_name, load_tokenizer
 from studio.bases.sources import Say
 from studio.chat.conversations import Conversations
-from studio.chat.engine import Capacity
 from studio.chat.probe import Probe
 from studio.chat.prompts import Prompts
 from studio.chat.sampling import Sampling
-from studio.chat.service import Chat, Reply, Stream
+from studio.chat.service import Chat, Reply, Stream, capacity_of
 from studio.chat.voices import BASE_NAME
 from studio.chat.votes import Votes
 from studio.datasets.changes import Changes
@@ -120,7 +119,7 @@ class Studio:
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
-        self.chat = Chat(self.bases, self.adapters, settings.quantization, chat_capacity(settings))
+        self.chat = Chat(self.bases, self.adapters, settings.quantization, capacity_of(settings))
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
@@ -490,15 +489,3 @@ def _pasted_file(text: str, folder: Path) -> Path:
     except UnicodeEncodeError:
         raise InvalidInput("The pasted text holds half of a character (a lone surrogate); write the whole character.") from None
     return path
-
-
-def chat_capacity(settings: Settings) -> Capacity:
-    """How much the chat may hold."""
-    return Capacity(
-        slots=settings.slots,
-        slots_mb=settings.slots_mb,
-        max_batch=settings.max_batch,
-        host_mb=settings.adapters_mb,
-        kv_mb=settings.kept_mb,
-        packed=settings.precision == "fast",
-    )

@@ -12,22 +12,22 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from studio.chat.bank import BASE, Bank, BankFull, Lease, Voice
+from studio.chat.bank import BASE, Bank, BankFull, Voice
 from studio.chat.host import AdapterSource, HostTier
-from studio.chat.kv import Kept, KvBatch, KvStore
+from studio.chat.kv import Kept, KvBatch, KvStore, kept_prefix
+from studio.chat.row import Row
 from studio.chat.runner import Runner, make_runner
 from studio.chat.sampling import Sampling, logprobs_of, make_generator, next_tokens
 from studio.chat.speech import Speech
 from studio.chat.ticket import Finished, Ticket
 from studio.chat.waiting import in_turn
 from studio.errors import BaseUnavailable, ContextTooLong, StudioError
-from studio.lora.files import PrefixWeights
 from studio.lora.serving import Routing
 
 log = logging.getLogger(__name__)
@@ -57,40 +57,6 @@ class Capacity:
     packed: bool = True
 
 
-@dataclass(eq=False)
-class _Row:
-    """A request that has slots."""
-
-    ticket: Ticket
-    lease: Lease
-    swap_ms: float
-    generator: torch.Generator
-    speech: Speech
-    kv: KvBatch | None = None  # until it joins the batch
-    computed: int = 0  # tokens of the prompt
-    reused: int = 0
-    started: float = 0.0
-    ttft_ms: float = 0.0
-    token_ids: list[int] = field(default_factory=list)
-
-    @property
-    def left(self) -> int:
-        return len(self.ticket.token_ids) - self.computed
-
-    # What fairness looks at.
-    @property
-    def user(self) -> str:
-        return self.ticket.user
-
-    @property
-    def voice_key(self) -> str:
-        return self.ticket.voice_key
-
-    @property
-    def submitted(self) -> float:
-        return self.ticket.submitted
-
-
 class Engine:
     """Owns a model and its bank.
 
@@ -113,8 +79,8 @@ class Engine:
         self._load, self.capacity = load, capacity
         self._inbox: queue.SimpleQueue[Ticket | Future[Any] | None] = queue.SimpleQueue()
         self._waiting: list[Ticket] = []
-        self._prefilling: list[_Row] = []
-        self._rows: list[_Row] = []
+        self._prefilling: list[Row] = []
+        self._rows: list[Row] = []
         self._kv = KvBatch()
         self.kept = KvStore(capacity.kv_mb * MB)
         self.host = HostTier(capacity.host_mb * MB, self._wake)
@@ -278,7 +244,7 @@ class Engine:
         self._waiting.remove(ticket)
         swap_ms = lease.install_ms + min(waited_ms, sum(future.result().load_ms for future in ticket.reading))
         speech = Speech(self.tokenizer, ticket.sampling.stop)
-        self._prefilling.append(_Row(ticket, lease, swap_ms, make_generator(ticket.sampling.seed), speech))
+        self._prefilling.append(Row(ticket, lease, swap_ms, make_generator(ticket.sampling.seed), speech))
         return True
 
     def _is_ready(self, ticket: Ticket) -> bool:
@@ -332,7 +298,7 @@ class Engine:
         row.kv = None
         self._rows.append(row)
 
-    def _prefill_piece(self, row: _Row) -> Tensor | None:
+    def _prefill_piece(self, row: Row) -> Tensor | None:
         """Compute the next tokens of a prompt; logits behind the last one, (1, V), float32."""
         if row.kv is None:
             self._begin(row)
@@ -344,17 +310,17 @@ class Engine:
         row.computed += len(piece)
         return None if row.left else _finite(logits)
 
-    def _begin(self, row: _Row) -> None:
+    def _begin(self, row: Row) -> None:
         """Take what is known of the prompt's beginning, or the voice's prefix."""
         prefix = row.lease.prefix.embedding.shape[0] if row.lease.prefix is not None else 0
         columns = prefix + len(row.ticket.token_ids) + 1
         kept, common = self.kept.find(row.ticket.voice_key, row.ticket.token_ids)
         if kept is None and row.lease.prefix is not None:
-            kept = _of_prefix(row.lease.prefix, self.runner)
+            kept = kept_prefix(row.lease.prefix, self.runner.device, self.runner.dtype)
         row.kv = KvBatch.starting(kept, prefix + common, columns)
         row.computed = row.reused = common
 
-    def _share(self, row: _Row) -> None:
+    def _share(self, row: Row) -> None:
         """Keep a prompt at once where another waits to compute the same, such as an answer with another seed."""
         assert row.kv is not None
         mine, key = row.ticket.token_ids, row.ticket.voice_key
@@ -396,14 +362,14 @@ class Engine:
         self._remove(index, is_spoiled=True)
         self._fail(ticket, error)
 
-    def _decode(self, rows: list[_Row], kv: KvBatch) -> Tensor:
+    def _decode(self, rows: list[Row], kv: KvBatch) -> Tensor:
         """Logits of the next token of each row, (rows, V), float32; writes their keys and values but does not advance."""
         kv.reserve(1)
         self.bank.route([row.lease for row in rows])
         last = torch.tensor([[row.token_ids[-1]] for row in rows], device=self.runner.device)  # (rows, 1)
         return self.runner.forward(last, kv).float()
 
-    def _accept(self, rows: list[_Row], logits: Tensor) -> list[str]:
+    def _accept(self, rows: list[Row], logits: Tensor) -> list[str]:
         """Draw each row's next token and send the text that it completes; why each row ends, empty where it goes on."""
         logits = logits.float()
         is_finite = torch.isfinite(logits.sum(dim=1)).tolist()
@@ -421,7 +387,7 @@ class Engine:
                 reasons.append("failed")
         return reasons
 
-    def _say(self, row: _Row, token_id: int, logits: Tensor) -> str:
+    def _say(self, row: Row, token_id: int, logits: Tensor) -> str:
         sampling, ticket = row.ticket.sampling, row.ticket
         row.token_ids.append(token_id)
         is_end = token_id in self._end_ids and not sampling.ignore_eos
@@ -451,11 +417,11 @@ class Engine:
         if index < len(self._rows):
             self._rows[index] = last
 
-    def _keep(self, row: _Row, kept: Kept) -> None:
+    def _keep(self, row: Row, kept: Kept) -> None:
         """What the conversation's next turn will begin with; the last token was drawn and not computed."""
         self.kept.put(row.ticket.voice_key, (row.ticket.token_ids + row.token_ids)[:-1], kept)
 
-    def _finish(self, row: _Row, reason: str, is_released: bool = False) -> None:
+    def _finish(self, row: Row, reason: str, is_released: bool = False) -> None:
         """Tell the owner that nothing more comes; one that failed knows it."""
         if not is_released:
             self.bank.release(row.lease)
@@ -493,13 +459,6 @@ def _finite(logits: Tensor) -> Tensor:
     if not torch.isfinite(logits.sum()):
         raise StudioError(NOT_FINITE)
     return logits
-
-
-def _of_prefix(prefix: PrefixWeights, runner: Runner) -> Kept:
-    """A prefix as keys and values of every layer, (H, n, D) each, in the model's dtype."""
-    by_layer = prefix.embedding.view(prefix.embedding.shape[0], prefix.layers, 2, prefix.heads, -1)  # (n, L, 2, H, D)
-    by_layer = by_layer.to(device=runner.device, dtype=runner.dtype).permute(1, 2, 3, 0, 4)  # (L, 2, H, n, D)
-    return Kept([layer[0] for layer in by_layer], [layer[1] for layer in by_layer])
 
 
 def _end_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from studio.lora.files import PrefixWeights
+
 ROOM = 64  # columns by which buffers grow at least
 
 
@@ -242,3 +244,10 @@ def _roomy(tensor: Tensor, length: int, columns: int) -> Tensor:
 
 def _rounded(columns: int) -> int:
     return -(-columns // ROOM) * ROOM
+
+
+def kept_prefix(prefix: PrefixWeights, device: torch.device, dtype: torch.dtype) -> Kept:
+    """A prefix as keys and values of every layer, (H, n, D) each, in the model's dtype."""
+    by_layer = prefix.embedding.view(prefix.embedding.shape[0], prefix.layers, 2, prefix.heads, -1)  # (n, L, 2, H, D)
+    by_layer = by_layer.to(device=device, dtype=dtype).permute(1, 2, 3, 0, 4)  # (L, 2, H, n, D)
+    return Kept([layer[0] for layer in by_layer], [layer[1] for layer in by_layer])

@@ -17,6 +17,7 @@ from studio.chat.tokens import TokenTexts
 from studio.chat.voices import BASE_NAME, Chosen, choose
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, InvalidInput
+from studio.settings import Settings
 
 NOTHING_TO_ANSWER = "There is no message to answer; type one."
 
@@ -255,3 +256,15 @@ def load_engine(path: Path, quantization: str, capacity: Capacity) -> Engine:
         return load_model(path, quantization), load_tokenizer(path)
 
     return Engine(load, capacity)
+
+
+def capacity_of(settings: Settings) -> Capacity:
+    """How much the chat may hold."""
+    return Capacity(
+        slots=settings.slots,
+        slots_mb=settings.slots_mb,
+        max_batch=settings.max_batch,
+        host_mb=settings.adapters_mb,
+        kv_mb=settings.kept_mb,
+        packed=settings.precision == "fast",
+    )

@@ -155,7 +155,7 @@ class Stack:
         at, part = 0, 0
         for b in self.b:
             count, d_out = b.shape[1], b.shape[3]
-            thin = low[:, :, part : part + count * self.rank].unflatten(2, (count, self.rank)).transpose(1, 2)  # (slots, m, width, r)
+            thin = low[:, :, part : part + count * self.rank].view(-1, width, count, self.rank).transpose(1, 2)  # (slots, m, width, r)
             high = torch.bmm(thin.reshape(-1, width, self.rank), b[chosen].flatten(0, 1))  # (slots · m, width, d_out)
             if count > 1:
                 high = high.view(-1, count, width, d_out).transpose(1, 2)
