@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 CLOSED = "The chat was closed while the request waited; send it again."
 PINNED = "Every slot for adapters is pinned; unpin one, or raise STUDIO_SLOTS."
 NOT_FINITE = "The adapter gave numbers that are not finite; it cannot be used. Train it again with a lower learning_rate."
-PIECE, PIECE_ALONE = 64, 512  # tokens of a prompt at a time, beside others who speak and without
+# Tokens of a prompt at a time. Pieces end at multiples of it, and so does what is taken from an earlier turn: how many tokens are
+# computed together moves the last bits of a result, and the same prompt is to give the same reply.
+PIECE = 64
 PATIENCE_S = 2.0  # for so long others may pass a request for which there is no slot
-MIN_SHARED = 16  # tokens of a prompt that another waits for too, from which on it is kept at once
 MB = 2**20
 
 
@@ -303,7 +304,7 @@ class Engine:
         if row.kv is None:
             self._begin(row)
         assert row.kv is not None
-        piece = row.ticket.token_ids[row.computed :][: PIECE if self._rows else PIECE_ALONE]
+        piece = row.ticket.token_ids[row.computed : row.computed + PIECE]
         self.bank.route([row.lease])
         logits = self.runner.forward(torch.tensor([piece], device=self.runner.device), row.kv)
         row.kv.advance(len(piece))
@@ -315,6 +316,7 @@ class Engine:
         prefix = row.lease.prefix.embedding.shape[0] if row.lease.prefix is not None else 0
         columns = prefix + len(row.ticket.token_ids) + 1
         kept, common = self.kept.find(row.ticket.voice_key, row.ticket.token_ids)
+        common = common // PIECE * PIECE
         if kept is None and row.lease.prefix is not None:
             kept = kept_prefix(row.lease.prefix, self.runner.device, self.runner.dtype)
         row.kv = KvBatch.starting(kept, prefix + common, columns)
@@ -325,7 +327,7 @@ class Engine:
         assert row.kv is not None
         mine, key = row.ticket.token_ids, row.ticket.voice_key
         others = [other.ticket for other in self._prefilling if other.kv is None] + self._waiting
-        if any(other.voice_key == key and other.token_ids[:MIN_SHARED] == mine[:MIN_SHARED] for other in others):
+        if any(other.voice_key == key and len(mine) > PIECE and other.token_ids[:PIECE] == mine[:PIECE] for other in others):
             self.kept.put(key, mine, row.kv.keep(0))
 
     def _step(self) -> None:

@@ -124,7 +124,7 @@ class LeanRunner:
     """The loop for Llama-like models: RMS norms, rotated positions, grouped heads, a gated MLP.
 
     Args:
-        model: in eval mode, its 4-bit layers never run. routing, dtype: as of `PlainRunner`.
+        model: in eval mode. routing, dtype: as of `PlainRunner`.
         packed: hold the weights as int8 by row for few rows. Else they stay as they are, to the bit.
     """
 
@@ -218,6 +218,11 @@ class LeanRunner:
         bias = projection.product.bias if not isinstance(projection.product, ModuleProduct) else None
         return y if bias is None else y - bias[first:end]
 
+    def drop_layers(self) -> None:
+        """Give back the memory of the model's own linear layers, which are packed by now."""
+        for name in self._where:
+            replace_module(self.model, name, nn.Identity())
+
     def tensors(self) -> dict[str, Tensor]:
         """As of `Runner`."""
         found = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
@@ -245,13 +250,19 @@ def make_runner(model: Any, routing: Routing, dtype: torch.dtype, packed: bool) 
         freeze_quantized(model, kinds=("Linear8bitLt",))
     probe = _probe(int(model.config.vocab_size)).to(model.device)
     wanted = model(input_ids=probe, use_cache=False).logits[:, -1].float()
-    lean = LeanRunner(model, routing, dtype, packed)
-    got = lean.forward(probe, KvBatch.starting()).float()
-    error = float((got - wanted).norm() / wanted.norm())
-    if error <= MAX_ERROR.get(model.dtype, MAX_ERROR_ROUNDED):
-        return lean
-    log.warning("The fast loop errs by %.3f on this base; it is run as transformers wrote it.", error)
-    return PlainRunner(model, routing, dtype)
+    try:
+        lean = LeanRunner(model, routing, dtype, packed)
+        got = lean.forward(probe, KvBatch.starting()).float()
+        error = float((got - wanted).norm() / wanted.norm())
+    except Exception as trouble:  # noqa: BLE001 - a variant that the loop was not written for; the model itself knows how it is run
+        log.warning("The fast loop cannot run this base (%s); it is run as transformers wrote it.", trouble)
+        return PlainRunner(model, routing, dtype)
+    if not error <= MAX_ERROR.get(model.dtype, MAX_ERROR_ROUNDED):
+        log.warning("The fast loop errs by %.3f on this base; it is run as transformers wrote it.", error)
+        return PlainRunner(model, routing, dtype)
+    if packed:
+        lean.drop_layers()
+    return lean
 
 
 def _probe(vocabulary: int) -> Tensor:

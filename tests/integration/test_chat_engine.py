@@ -122,7 +122,7 @@ def base_logits(engine: Engine) -> torch.Tensor:
 
 @pytest.mark.parametrize("quantization", ["fp32", "nf4", "int8"])
 def test_the_base_is_bit_identical_after_swaps_and_failures(tiny_base: Path, quantization: str, adapters: list[AdapterSource]) -> None:
-    engine = load_engine(tiny_base, quantization, Capacity(slots=1, max_batch=4, kv_mb=0))
+    engine = load_engine(tiny_base, quantization, Capacity(slots=1, max_batch=4))
     checksum, logits, text = engine.checksum(), base_logits(engine), answer(engine, "Hello", None)
     for adapter in adapters:
         answer(engine, "Hello", adapter)

@@ -41,6 +41,8 @@ class Receiver:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                if len(body) < int(self.headers["Content-Length"]):
+                    return  # the teller died in the middle
                 receiver.got.append((dict(self.headers), body))
                 number = len(receiver.got) - 1
                 time.sleep(delay_s)
@@ -191,7 +193,7 @@ def test_what_was_told_or_given_up_goes_after_two_weeks_and_nothing_else(databas
     while late.id in {entry.id for entry in outbox.all()} and time.monotonic() < until:
         time.sleep(0.05)
     webhook.stop()
-    assert [(entry.job_id, entry.state) for entry in outbox.all()] == [("j5", "sent"), (untold.job_id, "open")]
+    assert {(entry.job_id, entry.state) for entry in outbox.all()} == {("j5", "sent"), (untold.job_id, "open")}
 
 
 def take_all(outbox: Outbox, owner: str) -> list[object]:

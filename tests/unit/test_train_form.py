@@ -87,4 +87,4 @@ def test_the_command_line_means_what_the_form_means() -> None:
 def test_a_seed_that_nobody_gave_is_not_0() -> None:
     with gr.Blocks():
         seed = chat.build().seed
-    assert seed.value is None and seed.placeholder  # without a placeholder Gradio shows and sends 0
+    assert isinstance(seed, gr.Textbox) and seed.value == ""  # an empty gr.Number is 0
