@@ -68,6 +68,7 @@ def test_int8_errs_by_a_tenth_of_what_nf4_errs_by(starter_base: Path) -> None:
     assert max(shares) <= MAX_ERROR_SHARE
 
 
+@pytest.mark.soak
 def test_a_mixed_batch_on_the_starter_base_says_what_transformers_says_of_each_row(starter_base: Path) -> None:
     """float32, 64 tokens, greedy, token by token; the oracle runs the layers that trainings run."""
     prompts = [[1, 4093, 198, 1780, 359, 346, 47, 2, 198, 1, 520, 9531, 198], [504, 3575, 282, 4649, 314]]
