@@ -192,7 +192,7 @@ class Bank:
                 self._resize(rank, size)
             else:
                 self._evict(rank)
-        held.free.sort(reverse=True)  # the lowest first: a mixed step reads all slots up to the highest in use
+        held.free.sort(reverse=True)  # the lowest first: a mixed step reads all slots between those in use
         return held.free.pop()
 
     def _larger(self, rank: int, size: int) -> int:

@@ -88,6 +88,7 @@ class HostTier:
             for name, (a, b) in weights.pairs.items()
         }
         size = sum(tensor.nbytes for pair in pairs.values() for tensor in pair)
+        size += sum(tensor.nbytes for tensor in weights.magnitudes.values())
         size += weights.prefix.embedding.nbytes if weights.prefix is not None else 0
         loaded = Loaded(weights.rank, pairs, weights.magnitudes, weights.prefix, size, (time.perf_counter() - started) * 1e3)
         with self._lock:
