@@ -91,7 +91,7 @@ class Bank:
         self._generation = 0
         self._pinned: set[str] = set()
         self._squares: dict[str, Tensor] = {}
-        self._routed: list[Lease] = []  # what the routing says now; nothing once a slot has moved
+        self._routed: tuple[int | Lease, ...] = ()  # what the routing says now; nothing once a slot has moved
 
     def missing(self, voice: Voice) -> list[AdapterSource]:
         """What of a voice lies in no slot; any thread may ask."""
@@ -130,19 +130,23 @@ class Bank:
         for slot, _, _ in lease.slots:
             slot.users -= 1
 
-    def route(self, leases: Sequence[Lease]) -> None:
-        """Route row i of the next forward pass to what `leases[i]` holds."""
-        if self._routed == list(leases):
+    def route(self, leases: Sequence[Lease], tokens: int = 1) -> None:
+        """Route row i of the next forward pass to what `leases[i]` holds.
+
+        Args:
+            tokens: of each row, where there are several rows; a row alone may have any number.
+        """
+        if self._routed == (tokens, *leases):
             return
         rows = []
         for lease in leases:
             for slot, generation, _ in lease.slots:
                 if slot.generation != generation or self._resident.get(slot.sha256) is not slot:
                     raise RuntimeError("a slot changed hands while it was leased")
-            rows.append([Share(slot.rank, slot.index, weight) for slot, _, weight in lease.slots if weight])
+            rows += [[Share(slot.rank, slot.index, weight) for slot, _, weight in lease.slots if weight]] * tokens
         one = self.runner.inputs[0]
         self.routing.set(rows, one.device, one.dtype)
-        self._routed = list(leases)
+        self._routed = (tokens, *leases)
 
     def pin(self, sha256s: set[str]) -> None:
         """These keep their slots, and their places in memory, once they have them."""
@@ -222,7 +226,7 @@ class Bank:
             one.resize(rank, size, moves)
         for slot, (_, new) in zip(mine, moves, strict=True):
             slot.index = new
-        self._routed = []
+        self._routed = ()
         held = self._classes[rank]
         held.size, held.free = size, list(range(len(mine), size))
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from studio.chat.bank import BASE, Bank, BankFull, Voice
 from studio.chat.host import AdapterSource, HostTier
-from studio.chat.kv import Kept, KvBatch, KvStore, kept_prefix
+from studio.chat.kv import Kept, KvBatch, KvStore
+from studio.chat.prefill import NOT_FINITE, PIECE, Prefill
 from studio.chat.row import Row
 from studio.chat.runner import Runner, make_runner
 from studio.chat.sampling import Sampling, logprobs_of, make_generator, next_tokens
@@ -33,10 +34,6 @@ from studio.lora.serving import Routing
 log = logging.getLogger(__name__)
 CLOSED = "The chat was closed while the request waited; send it again."
 PINNED = "Every slot for adapters is pinned; unpin one, or raise STUDIO_SLOTS."
-NOT_FINITE = "The adapter gave numbers that are not finite; it cannot be used. Train it again with a lower learning_rate."
-# Tokens of a prompt at a time. Pieces end at multiples of it, and so does what is taken from an earlier turn: how many tokens are
-# computed together moves the last bits of a result, and the same prompt is to give the same reply.
-PIECE = 64
 PATIENCE_S = 2.0  # for so long others may pass a request for which there is no slot
 MB = 2**20
 
@@ -80,12 +77,10 @@ class Engine:
         self._load, self.capacity = load, capacity
         self._inbox: queue.SimpleQueue[Ticket | Future[Any] | None] = queue.SimpleQueue()
         self._waiting: list[Ticket] = []
-        self._prefilling: list[Row] = []
         self._rows: list[Row] = []
         self._kv = KvBatch()
         self.kept = KvStore(capacity.kv_mb * MB)
         self.host = HostTier(capacity.host_mb * MB, self._wake)
-        self._turn = 0
         self._closed = False
         self._door = threading.Lock()  # between those who submit and the thread's end
         loaded: Future[None] = Future()
@@ -117,7 +112,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether somebody is being answered or waits for it."""
-        return bool(self._rows or self._prefilling or self._waiting) or not self._inbox.empty()
+        return bool(self._rows or self._prefill.rows or self._waiting) or not self._inbox.empty()
 
     def checksum(self) -> str:
         """SHA-256 over the base's weights as they lie in memory, taken between two steps."""
@@ -167,10 +162,10 @@ class Engine:
             while not self._closed:
                 self._receive(is_idle=not is_busy)
                 self._admit()
-                is_busy = bool(self._rows or self._prefilling)  # whoever leaves from here on makes room for those who wait
+                is_busy = bool(self._rows or self._prefill.rows)  # whoever leaves from here on makes room for those who wait
                 self._drop_cancelled()
-                if self._prefilling:
-                    self._prefill()
+                if self._prefill.rows:
+                    self._compute_prompts()
                 if self._rows:
                     self._step()
         finally:
@@ -180,7 +175,7 @@ class Engine:
         """Tell everybody who still waits that nothing more will come."""
         with self._door:
             self._closed = True
-        left: list[Any] = [row.ticket for row in self._rows + self._prefilling] + self._waiting
+        left: list[Any] = [row.ticket for row in self._rows + self._prefill.rows] + self._waiting
         while not self._inbox.empty():
             left.append(self._inbox.get())
         for message in left:
@@ -199,6 +194,7 @@ class Engine:
         dtype = torch.float32 if self.model.device.type == "cpu" else self.model.dtype
         self.runner = make_runner(self.model, routing, dtype, self.capacity.packed)
         self.bank = Bank(self.runner, routing, self.capacity.slots, self.capacity.slots_mb * MB, self.host)
+        self._prefill = Prefill(self.runner, self.bank, self.kept)
 
     def _receive(self, is_idle: bool) -> None:
         """Take what came in; wait for it where there is nothing else to do."""
@@ -216,8 +212,8 @@ class Engine:
     def _admit(self) -> None:
         """Give slots to waiting requests while there is room, in a fair order."""
         now = time.perf_counter()
-        for ticket in in_turn(self._waiting, self._rows + self._prefilling):
-            if len(self._rows) + len(self._prefilling) >= self.capacity.max_batch:
+        for ticket in in_turn(self._waiting, self._rows + self._prefill.rows):
+            if len(self._rows) + len(self._prefill.rows) >= self.capacity.max_batch:
                 return
             try:
                 if not self._admit_one(ticket) and now - ticket.submitted > PATIENCE_S and self._is_ready(ticket):
@@ -239,13 +235,13 @@ class Engine:
         try:
             lease = self.bank.acquire(ticket.voice)
         except BankFull:
-            if not self._rows and not self._prefilling:
+            if not self._rows and not self._prefill.rows:
                 raise StudioError(PINNED) from None
             return False
         self._waiting.remove(ticket)
         swap_ms = lease.install_ms + min(waited_ms, sum(future.result().load_ms for future in ticket.reading))
         speech = Speech(self.tokenizer, ticket.sampling.stop)
-        self._prefilling.append(Row(ticket, lease, swap_ms, make_generator(ticket.sampling.seed), speech))
+        self._prefill.rows.append(Row(ticket, lease, swap_ms, make_generator(ticket.sampling.seed), speech))
         return True
 
     def _is_ready(self, ticket: Ticket) -> bool:
@@ -262,33 +258,29 @@ class Engine:
         return all(future.done() for future in wanted)
 
     def _drop_cancelled(self) -> None:
-        for row in [row for row in self._prefilling if row.ticket.is_cancelled]:
-            self._prefilling.remove(row)
+        for row in [row for row in self._prefill.rows if row.ticket.is_cancelled]:
+            self._prefill.rows.remove(row)
             self._finish(row, "cancelled")
         for index in reversed(range(len(self._rows))):
             if self._rows[index].ticket.is_cancelled:
                 self._leave(index, "cancelled")
 
-    def _prefill(self) -> None:
-        """Compute a piece of one prompt: by turns of the one that is ready soonest, and of the one that waits longest."""
-        self._turn += 1
-        row = min(self._prefilling, key=lambda row: row.left) if self._turn % 2 else self._prefilling[0]
-        try:
-            logits = self._prefill_piece(row)
-        except Exception as error:  # noqa: BLE001 - the border of one request
-            self._prefilling.remove(row)
-            self.bank.release(row.lease)
-            self._fail(row.ticket, error)
-            return
-        if logits is None:
-            return
-        self._prefilling.remove(row)
+    def _compute_prompts(self) -> None:
+        """A piece of some prompts; whoever has its first token runs from now on."""
+        for done in self._prefill.step(others_wait=bool(self._rows)):
+            if done.logits is None:
+                self.bank.release(done.row.lease)
+                self._fail(done.row.ticket, done.error or StudioError(NOT_FINITE))
+            else:
+                self._start(done.row, done.logits)
+
+    def _start(self, row: Row, logits: Tensor) -> None:
         row.started = time.perf_counter()
         row.ttft_ms = (row.started - row.ticket.submitted) * 1e3
         assert row.kv is not None
         self._share(row)
         if row.ticket.wants_distribution:
-            row.ticket.distribution = torch.log_softmax(logits[0].float(), dim=-1).cpu()
+            row.ticket.distribution = torch.log_softmax(logits[0], dim=-1).cpu()
         reason = self._accept([row], logits)[0]
         if reason:
             if reason != "failed":
@@ -299,34 +291,11 @@ class Engine:
         row.kv = None
         self._rows.append(row)
 
-    def _prefill_piece(self, row: Row) -> Tensor | None:
-        """Compute the next tokens of a prompt; logits behind the last one, (1, V), float32."""
-        if row.kv is None:
-            self._begin(row)
-        assert row.kv is not None
-        piece = row.ticket.token_ids[row.computed : row.computed + PIECE]
-        self.bank.route([row.lease])
-        logits = self.runner.forward(torch.tensor([piece], device=self.runner.device), row.kv)
-        row.kv.advance(len(piece))
-        row.computed += len(piece)
-        return None if row.left else _finite(logits)
-
-    def _begin(self, row: Row) -> None:
-        """Take what is known of the prompt's beginning, or the voice's prefix."""
-        prefix = row.lease.prefix.embedding.shape[0] if row.lease.prefix is not None else 0
-        columns = prefix + len(row.ticket.token_ids) + 1
-        kept, common = self.kept.find(row.ticket.voice_key, row.ticket.token_ids)
-        common = common // PIECE * PIECE
-        if kept is None and row.lease.prefix is not None:
-            kept = kept_prefix(row.lease.prefix, self.runner.device, self.runner.dtype)
-        row.kv = KvBatch.starting(kept, prefix + common, columns)
-        row.computed = row.reused = common
-
     def _share(self, row: Row) -> None:
         """Keep a prompt at once where another waits to compute the same, such as an answer with another seed."""
         assert row.kv is not None
         mine, key = row.ticket.token_ids, row.ticket.voice_key
-        others = [other.ticket for other in self._prefilling if other.kv is None] + self._waiting
+        others = [other.ticket for other in self._prefill.rows if other.kv is None] + self._waiting
         if any(other.voice_key == key and len(mine) > PIECE and other.token_ids[:PIECE] == mine[:PIECE] for other in others):
             self.kept.put(key, mine, row.kv.keep(0))
 
@@ -449,18 +418,6 @@ class Engine:
             digest.update(name.encode())
             digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().data)
         return digest.hexdigest()
-
-
-def _finite(logits: Tensor) -> Tensor:
-    """Logits as float32.
-
-    Raises:
-        StudioError: some are not finite.
-    """
-    logits = logits.float()
-    if not torch.isfinite(logits.sum()):
-        raise StudioError(NOT_FINITE)
-    return logits
 
 
 def _end_ids(model: Any, tokenizer: Any) -> set[int]:

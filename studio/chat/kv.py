@@ -62,6 +62,13 @@ class KvBatch:
             batch.end = length
         return batch
 
+    @classmethod
+    def prompts(cls, lengths: list[int]) -> "KvBatch":
+        """Rows of which nothing is known, and that get so many tokens with their first pass, at the right end of its columns."""
+        batch = cls()
+        batch.lengths = [length - max(lengths) for length in lengths]  # what stands left of a shorter one counts as before its beginning
+        return batch
+
     @property
     def rows(self) -> int:
         """Rows that run."""
@@ -101,23 +108,24 @@ class KvBatch:
         self.lengths = [length + count for length in self.lengths]
 
     def positions(self, count: int, device: torch.device) -> Tensor:
-        """(rows, count): the positions of each row's next tokens."""
-        return torch.tensor(self.lengths, device=device).unsqueeze(1) + torch.arange(count, device=device)
+        """(rows, count): the positions of each row's next tokens; 0 for what fills a shorter prompt up."""
+        positions = torch.tensor(self.lengths, device=device).unsqueeze(1) + torch.arange(count, device=device)
+        return positions.clamp_min_(0)
 
-    def seen(self, device: torch.device) -> Tensor:
-        """(rows, width): where a row has a token."""
+    def seen(self, count: int, device: torch.device) -> Tensor:
+        """(rows, width + count): where a row has a token, once it has its next ones."""
         lengths = torch.tensor(self.lengths, device=device).unsqueeze(1)
-        return torch.arange(self.width, 0, -1, device=device) <= lengths
+        return torch.arange(self.width, -count, -1, device=device) <= lengths
 
     def mask(self, count: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """What `count` new tokens a row may look at: 0 or −inf, (rows, 1, count, width + count); None where that is everything."""
         if count == 1 and min(self.lengths) == self.width:
             return None
-        left = torch.cat([self.seen(device), torch.ones(self.rows, count, dtype=torch.bool, device=device)], dim=1)
-        allowed = left[:, None, :].expand(self.rows, count, -1)
+        allowed = self.seen(count, device)[:, None, :].expand(self.rows, count, -1)
         if count > 1:
             columns = torch.arange(self.width + count, device=device)
-            allowed = allowed & (columns <= self.width + torch.arange(count, device=device).unsqueeze(1))
+            own = self.width + torch.arange(count, device=device).unsqueeze(1)
+            allowed = allowed & (columns <= own) | (columns == own)  # itself in any case: who looks at nothing gets NaN
         return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf")).unsqueeze(1)
 
     def join(self, other: "KvBatch") -> None:

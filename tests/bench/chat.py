@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 
 from studio.chat.bank import BASE, Part, Voice
-from studio.chat.engine import PIECE, AdapterSource, Capacity, Engine
+from studio.chat.engine import AdapterSource, Capacity, Engine
+from studio.chat.prefill import PIECE
 from studio.chat.sampling import Sampling
 from studio.chat.service import load_engine
 from studio.chat.ticket import Finished

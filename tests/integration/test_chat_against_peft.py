@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from studio.chat.bank import BASE, Part, Voice
-from studio.chat.engine import PIECE, AdapterSource, Capacity, Engine
+from studio.chat.engine import AdapterSource, Capacity, Engine
+from studio.chat.prefill import PIECE
 from studio.chat.runner import LeanRunner, PlainRunner
 from studio.chat.sampling import Sampling
 from studio.lora.adapter import AdapterSpec, attach

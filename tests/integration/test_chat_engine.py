@@ -323,7 +323,7 @@ def test_a_pinned_adapter_keeps_its_slot_and_a_bank_of_pins_says_so(engine: Engi
 
 
 def test_a_long_prompt_is_computed_between_the_steps_of_others(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("studio.chat.engine.PIECE", 16)
+    monkeypatch.setattr("studio.chat.prefill.PIECE", 16)
     order: list[tuple[str, int]] = []
     forward = engine.runner.forward
     monkeypatch.setattr(engine.runner, "forward", lambda t, kv: order.append(("rows", t.shape[1])) or forward(t, kv))
@@ -337,6 +337,33 @@ def test_a_long_prompt_is_computed_between_the_steps_of_others(engine: Engine, m
     assert len(pieces) >= 15
     assert all(any(order[i][1] == 1 for i in range(a + 1, b)) for a, b in pairwise(pieces[:8]))
     assert short.submitted > long.submitted and short.finished.ttft_ms < long.finished.ttft_ms  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_short_prompts_of_several_voices_are_computed_together(
+    engine: Engine, adapters: list[AdapterSource], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    asked = [("Hello", None), ("What is the time?", adapters[0]), ("Why?", adapters[1]), ("Describe the sea", adapters[0])]
+    alone = [answer(engine, prompt, one) for prompt, one in asked]
+    shapes: list[tuple[int, ...]] = []
+    forward, gate = engine.runner.forward, threading.Event()
+
+    def watched(token_ids: torch.Tensor, kv: KvBatch) -> torch.Tensor:
+        shapes.append(tuple(token_ids.shape))
+        if fails and len(token_ids) > 1 and token_ids.shape[1] > 1:
+            raise RuntimeError("together it cannot be done")
+        return forward(token_ids, kv)
+
+    monkeypatch.setattr(engine.runner, "forward", watched)
+    held = threading.Thread(target=engine.call, args=(lambda: gate.wait(20),))  # so that they come all at once
+    held.start()
+    tickets = [engine.submit(ids(engine, prompt), GREEDY, voice(one)) for prompt, one in asked]
+    gate.set()
+    held.join()
+    assert [ticket.text() for ticket in tickets] == alone
+    prompts = [shape for shape in shapes if shape[1] > 1]
+    assert prompts[0] == (4, max(len(ids(engine, prompt)) for prompt, _ in asked))
+    assert len(prompts) == (5 if fails else 1)
 
 
 def test_a_request_that_waits_can_be_cancelled(engine: Engine, adapters: list[AdapterSource]) -> None:

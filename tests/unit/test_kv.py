@@ -39,7 +39,7 @@ def check(batch: KvBatch, rows: list[Row]) -> None:
             assert torch.equal(kept.keys[layer], row[layer][0]) and torch.equal(kept.values[layer], row[layer][1])
     if rows:
         assert batch.positions(2, CPU).tolist() == [[length, length + 1] for length in lengths]
-        assert batch.seen(CPU).tolist() == [[False] * (max(lengths) - n) + [True] * n for n in lengths]
+        assert batch.seen(0, CPU).tolist() == [[False] * (max(lengths) - n) + [True] * n for n in lengths]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -76,6 +76,28 @@ def test_what_a_layer_is_given_is_what_the_mask_allows() -> None:
     assert make_row(5)[0].mask(1, torch.float32, CPU) is None  # one row may see all of itself
     causal = make_row(2)[0].mask(3, torch.float32, CPU)
     assert causal is not None and (causal[0, 0] == 0).sum(dim=1).tolist() == [3, 4, 5]
+
+
+def test_prompts_of_several_lengths_stand_at_the_right_end_and_go_on_alone() -> None:
+    batch = KvBatch.prompts([2, 4])
+    assert batch.positions(4, CPU).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    mask = batch.mask(4, torch.float32, CPU)
+    assert mask is not None
+    allowed = (mask[:, 0] == 0).tolist()
+    assert allowed[1] == torch.ones(4, 4).tril().bool().tolist()
+    assert allowed[0][2:] == [[False, False, True, False], [False, False, True, True]]
+    assert all(any(row) for row in allowed[0])  # who looks at nothing gets NaN
+    keys = torch.randn(2, HEADS, 4, DIM)
+    for layer in range(LAYERS):
+        batch.append(layer, keys, keys)
+    batch.advance(4)
+    running, row = make_row(7)
+    rows = [row, *([(keys[index, :, start:], keys[index, :, start:])] * LAYERS for index, start in ((0, 2), (1, 0)))]
+    for index in (0, 1):
+        running.join(batch.alone(index))
+    check(running, rows)
+    add_tokens(running, rows, 1)
+    check(running, rows)
 
 
 def test_a_row_tried_alone_writes_where_it_stands() -> None:
