@@ -1,6 +1,8 @@
 # Two commands are enough: `make run` and `make test`. Both set up whatever is missing.
 PYTHON ?= python3
 VENV := .venv
+# Processes that test beside each other, of about 3 GB each.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -16,7 +18,7 @@ demo: base  ## train the angry bird and ask it and the base the same questions
 
 test: $(VENV)/.dev base  ## every test but those that need CUDA, and long ones in their short form
 	@sh scripts/install_browser.sh $(BIN)/python
-	$(BIN)/python -m pytest -m "not gpu and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not soak" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 	$(BIN)/ruff format --check .

@@ -13,7 +13,8 @@ from studio.services import Studio
 from studio.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("unit", "integration", "gpu", "e2e", "browser")  # what fails soonest comes first
+# What fails soonest comes first; then files that take minutes, so that at the end no worker has long to do alone.
+ORDER = ("unit", "gpu", "e2e", "browser", "integration")
 MARKED = ("integration", "e2e", "browser")
 
 

@@ -1,5 +1,6 @@
 """A private PostgreSQL server from Debian's packages, on a loopback port, and fresh databases on it."""
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -23,12 +24,14 @@ OPTIONS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "share
 
 def programs() -> Path:
     """The folder of PostgreSQL's server programs, which are installed where we may and they are missing."""
-    found = _find()
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "postgresql"]):
-            subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+    with (Path(tempfile.gettempdir()) / f"studio-postgresql-{os.geteuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the same tests may be at it
         found = _find()
+        if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "postgresql"]):
+                subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+            found = _find()
     if found is None:
         pytest.fail("These tests need a PostgreSQL server's programs; install them with: sudo apt-get install postgresql.", pytrace=False)
     return found

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.running import NoBrowser, running_app, running_browser
+
+expect.set_options(timeout=30_000)  # two of these tests may run beside each other, and what is never there is waited for once
 
 
 @pytest.fixture(scope="session")

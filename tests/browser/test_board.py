@@ -38,13 +38,6 @@ IDLE_S = 5
 EVIL = "<img src=x onerror=alert(1)>"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patience() -> Iterator[None]:
-    expect.set_options(timeout=WAIT_MS)
-    yield
-    expect.set_options(timeout=5000)
-
-
 @pytest.fixture(scope="module")
 def other(tiny_url: str, tiny_home: Path) -> Iterator[Studio]:
     """A second program on the same home, as the command line is."""

@@ -18,13 +18,6 @@ NAMES = ("wizard", EVIL)
 SMALL = {"quantization": "fp32", "rank": 2, "batch_size": 1, "max_length": 32, "held_out": 0.05, "max_steps": 12, "learning_rate": 0.01}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patience() -> Iterator[None]:
-    expect.set_options(timeout=WAIT_MS)
-    yield
-    expect.set_options(timeout=5000)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """A studio's home with two adapters of a tiny base."""
