@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from html import unescape
+from types import SimpleNamespace
+from typing import Any
 
+import gradio as gr
 import pytest
 
 from storage.database import Database
@@ -16,8 +19,10 @@ from storage.watching import PROBES, Tally, Watching
 from studio.errors import InvalidInput
 from studio.services import Studio
 from studio.ui.curve import Curves
+from studio.ui.jobs import board
 from studio.ui.jobs.acts import Acts
 from studio.ui.jobs.sight import MOST_JOBS, PAGE_JOBS, PARTS, Shown, Sight
+from studio.ui.page import TRAIN
 from tests.commands import Shell
 from tests.records import ADAPTER, job
 
@@ -134,6 +139,20 @@ def test_only_what_is_new_is_sent_again(studio: Studio) -> None:
     studio.queue.cancel(job_.id)
     changed = dict(zip(PARTS, page.parts(Sight(view=job_.id), shown), strict=True))
     assert "cancelled" in changed["head"] and not isinstance(changed["facts"], str)
+
+
+def test_clicks_that_come_before_the_answer_to_the_last_one_add_up(studio: Studio) -> None:
+    one, two = submit(studio, "a", "b")
+    events, shown = board._Events(studio, SimpleNamespace(curves=Curves(studio.queue.events))), dict[str, str]()  # type: ignore[arg-type]
+
+    def click(kind: str, record_id: str) -> list[Any]:
+        """As a browser does that still has what it had at first."""
+        return events.act("", "", "0 0", "", shown, SimpleNamespace(_data={"action": kind, "id": record_id}))  # type: ignore[arg-type]
+
+    click("tick", one.id)
+    assert click("tick", two.id)[1].split(",") == [one.id, two.id]
+    drawn = events.tick("", "", "", "0 0", "", shown, SimpleNamespace(_data={"tab": TRAIN}))  # type: ignore[arg-type]
+    assert all(value == gr.skip() for value in drawn[: len(PARTS)])  # what was asked before the click does not undo it
 
 
 def test_long_lists_are_paged(studio: Studio) -> None:

@@ -69,7 +69,7 @@ class _Events:
 
     def live(self, view: str, chosen: str, more: str, search: str, shown: dict[str, str]) -> list[Any]:
         """What this browser looks at, as it is now."""
-        return self.view.parts(Sight(view, chosen, more, search), shown)
+        return self.view.parts(_sight(view, chosen, more, search, shown), shown)
 
     def tick(self, trying: str, view: str, chosen: str, more: str, search: str, shown: dict[str, str], event: gr.EventData) -> list[Any]:
         """What has changed: the tab where it is open, and the way into the chat for who tried the angry bird."""
@@ -84,15 +84,16 @@ class _Events:
 
     def act(self, view: str, chosen: str, more: str, search: str, shown: dict[str, str], event: gr.EventData) -> list[Any]:
         """A button, a choice or a row that was dropped."""
-        done = self.acts.act(Sight(view, chosen, more, search), *action(event))
-        sight = done.sight
+        done = self.acts.act(_sight(view, chosen, more, search, shown), *action(event))
+        sight = _look(done.sight, shown)
         texts = [sight.view, sight.chosen, sight.more, done.said, done.tabs, done.voice, done.adapter, done.copying]
         return [*texts, *self.view.parts(sight, shown)]
 
     def go(self, chosen: str, more: str, search: str, shown: dict[str, str], event: gr.EventData) -> list[Any]:
         """The browser's way back and forth, or a notification."""
         wanted: dict[str, Any] = event._data or {}
-        sight = Sight(str(wanted.get("view", "")), chosen, more, search)
+        before = _sight("", chosen, more, search, shown)
+        sight = _look(Sight(str(wanted.get("view", "")), before.chosen, before.more, search), shown)
         return [sight.view, gr.Tabs(selected=TRAIN), *self.view.parts(sight, shown)]
 
     def download(self, view: str) -> tuple[Any, Any]:
@@ -101,6 +102,19 @@ class _Events:
             return "", str(self.studio.export_log(view))
         except StudioError as error:
             return present.error_card(error, "The log was not saved"), gr.skip()
+
+
+def _look(sight: Sight, shown: dict[str, str]) -> Sight:
+    """Remember where a browser looks from now on."""
+    shown["places"] = "\n".join((sight.view, sight.chosen, sight.more))
+    return sight
+
+
+def _sight(view: str, chosen: str, more: str, search: str, shown: dict[str, str]) -> Sight:
+    """Where a browser looks: as the last answer to it says, which may be on its way there still; else as the browser says."""
+    if "places" in shown:
+        view, chosen, more = shown["places"].split("\n")
+    return Sight(view, chosen, more, search)
 
 
 def wire(page: Page, studio: "Studio") -> dict[str, Any]:
