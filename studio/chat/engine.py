@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from studio.chat.bank import BASE, Bank, BankFull, Voice
+from studio.chat.graphs import with_graphs
 from studio.chat.host import AdapterSource, HostTier
 from studio.chat.kv import Kept, KvBatch, KvStore
 from studio.chat.prefill import NOT_FINITE, PIECE, Prefill
@@ -192,7 +193,7 @@ class Engine:
         routing = Routing()
         # On the CPU a product with so thin a matrix is several times as fast in float32 as in bf16.
         dtype = torch.float32 if self.model.device.type == "cpu" else self.model.dtype
-        self.runner = make_runner(self.model, routing, dtype, self.capacity.packed)
+        self.runner = with_graphs(make_runner(self.model, routing, dtype, self.capacity.packed))
         self.bank = Bank(self.runner, routing, self.capacity.slots, self.capacity.slots_mb * MB, self.host)
         self._prefill = Prefill(self.runner, self.bank, self.kept)
 

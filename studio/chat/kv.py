@@ -6,6 +6,7 @@ stands left of a shorter row. The buffers have room to grow into, so that a step
 What is kept of a conversation belongs to its tokens and to who speaks, always both: another adapter's keys and values are others.
 """
 
+import itertools
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from studio.lora.files import PrefixWeights
 
 ROOM = 64  # columns by which buffers grow at least
+_ids = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,11 @@ class KvBatch:
 
     Attributes:
         lengths: tokens of each row. end: the column behind the newest token of every row.
+        buffers_id: of the tensors that hold it all; others have another one, for good.
     """
 
     def __init__(self) -> None:
+        self.buffers_id = next(_ids)
         self.lengths: list[int] = []
         self.end = 0
         self._keys: list[Tensor] = []  # (rows that fit, H, columns, D)
@@ -102,6 +106,10 @@ class KvBatch:
         v[: self.rows, :, self.end : end] = values
         return k[: self.rows, :, first:end], v[: self.rows, :, first:end]
 
+    def buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, (rows, H, columns, D), with all columns there are."""
+        return [(k[: self.rows], v[: self.rows]) for k, v in zip(self._keys, self._values, strict=True)]
+
     def advance(self, count: int) -> None:
         """Every row has `count` tokens more."""
         self.end += count
@@ -132,6 +140,7 @@ class KvBatch:
         """Add the one row of another batch."""
         if not self.rows:
             self.lengths, self.end, self._keys, self._values = list(other.lengths), other.end, other._keys, other._values
+            self.buffers_id = next(_ids)
             return
         length, row = other.lengths[0], self.rows
         fits, columns = self._keys[0].shape[0], self._keys[0].shape[2]
@@ -182,6 +191,7 @@ class KvBatch:
 
     def _resize(self, rows: int, columns: int) -> None:
         """Take other buffers, with what is looked at at their beginning."""
+        self.buffers_id = next(_ids)
         width, first = self.width, self.end - self.width
         for tensors in (self._keys, self._values):
             for index, old in enumerate(tensors):

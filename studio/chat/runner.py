@@ -6,6 +6,7 @@ Both write keys and values into a `KvBatch`, and both ask the adapters that the 
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -133,7 +134,7 @@ class LeanRunner:
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.heads, self.kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self._dense = packed and _fits_dense(model)
-        self._packed, self._routing, self._adapter_dtype = packed, routing, dtype
+        self._packed, self.routing, self._adapter_dtype = packed, routing, dtype
         self.inputs: list[AdaptedInput] = []
         self._where: dict[str, tuple[_Projection, int, int]] = {}  # layer → its part of a product
         names = {module: name for name, module in model.named_modules()}
@@ -166,7 +167,7 @@ class LeanRunner:
             shapes[0][1],
             [d_out for d_out, _ in shapes],
             [getattr(layer, "bias", None) for layer in layers],
-            self._routing,
+            self.routing,
             self._adapter_dtype,
             self.device,
         )
@@ -181,15 +182,27 @@ class LeanRunner:
 
     def forward(self, token_ids: Tensor, kv: KvBatch) -> Tensor:
         """As of `Runner`."""
-        rows, count = token_ids.shape
+        count = token_ids.shape[1]
         kv.reserve(count)
+        mask = kv.mask(count, self.dtype, self.device)
+        return self.compute(token_ids, kv.positions(count, self.device), mask, kv.append)
+
+    def compute(
+        self, token_ids: Tensor, positions: Tensor, mask: Tensor | None, write: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """What `forward` does once it is known where things lie.
+
+        Args:
+            token_ids, positions: (rows, T). mask: 0 or −inf, (rows, 1, T, columns); None where all is seen.
+            write: keeps the new keys and values of a layer, (rows, H, T, D), and gives all that its rows have, (rows, H, columns, D).
+        """
+        rows, count = token_ids.shape
         model = self.model.model
         x = model.embed_tokens(token_ids).flatten(0, 1)  # (N, d), N = rows · T
-        cos, sin = model.rotary_emb(x, kv.positions(count, self.device))  # (rows, T, D)
+        cos, sin = model.rotary_emb(x, positions)  # (rows, T, D)
         half = self.head_dim // 2
         cos, sin = cos.unsqueeze(1), torch.cat([-sin[..., :half], sin[..., half:]], dim=-1).unsqueeze(1)
         groups = self.heads // self.kv_heads
-        mask = kv.mask(count, x.dtype, self.device)
         if mask is not None and count > 1:  # the heads of a group stand as further queries, so that keys are not copied for each
             mask = mask.expand(-1, 1, -1, -1).repeat(1, 1, groups, 1)
         for index, block in enumerate(self.blocks):
@@ -200,7 +213,7 @@ class LeanRunner:
             qkv = qkv.transpose(1, 2)  # (rows, heads, T, D)
             turned = qkv[:, : self.heads + self.kv_heads]
             turned = torch.addcmul(turned * cos, turned.roll(half, -1), sin)
-            keys, values = kv.append(index, turned[:, self.heads :], qkv[:, self.heads + self.kv_heads :])
+            keys, values = write(index, turned[:, self.heads :], qkv[:, self.heads + self.kv_heads :])
             q = turned[:, : self.heads].reshape(rows, self.kv_heads, groups * count, self.head_dim)
             out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
             out = out.view(rows, self.heads, count, self.head_dim).transpose(1, 2).reshape(rows * count, -1)

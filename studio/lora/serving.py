@@ -72,9 +72,11 @@ class Routing:
 
     def __init__(self) -> None:
         self.routes: dict[int, _Route] = {}  # by class; empty where every row is the base's
+        self.version = 0  # another one after each `set`
 
     def set(self, rows: Sequence[Sequence[Share]], device: torch.device, dtype: torch.dtype) -> None:
         """Route row i of the next batch to the adapters of `rows[i]`; none is the base."""
+        self.version += 1
         ranks = {share.rank for shares in rows for share in shares}
         self.routes = {rank: _route([[s for s in shares if s.rank == rank] for shares in rows], device, dtype) for rank in sorted(ranks)}
 

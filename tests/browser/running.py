@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Browser, Error, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -113,6 +113,6 @@ def ask(page: Page, prompt: str, pane: str = "chat") -> Locator:
     before = stamps.count()
     page.locator("#chat-prompt textarea").fill(prompt)
     page.locator("#chat-send").click()
-    stamps.nth(before).wait_for(timeout=REPLY_MS)
+    expect(stamps.nth(before)).to_be_visible(timeout=REPLY_MS)  # which tells what is on the page where it is not
     page.locator("#chat-send").wait_for()
     return page.locator(f"#{pane} .bot-row").last

@@ -9,6 +9,7 @@ import torch
 from studio.bases.loading import load_model
 from studio.chat.bank import Part, Voice
 from studio.chat.engine import AdapterSource, Capacity
+from studio.chat.graphs import GraphRunner
 from studio.chat.sampling import Sampling
 from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
@@ -33,6 +34,24 @@ def test_an_adapter_trains_and_speaks_on_cuda(tiny_base: Path, quantization: str
     assert engine.submit(ids, greedy, Voice((Part(AdapterSource("a", lambda: weights)),))).text() != base
     assert engine.submit(ids, greedy).text() == base
     engine.close()
+
+
+def test_recorded_steps_say_what_steps_say(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = trainer(load_model(tiny_base, "fp32"), quantization="fp32", epochs=10)
+    weights.fit()
+    voices = [Voice((Part(AdapterSource("a", weights.weights)),)), Voice()]
+
+    def texts(steady: int) -> list[str]:
+        monkeypatch.setattr("studio.chat.graphs.STEADY", steady)
+        engine = load_engine(tiny_base, "fp32", Capacity(slots=2, max_batch=4))
+        ids = prompt_ids(engine.tokenizer, [{"role": "user", "content": "Hello"}])
+        tickets = [engine.submit(ids, Sampling(max_tokens=48, temperature=0.0, ignore_eos=True), voice) for voice in voices]
+        said = [ticket.text() for ticket in tickets]
+        assert isinstance(engine.runner, GraphRunner) and (engine.runner._recording is not None) == (steady < 48)
+        engine.close()
+        return said
+
+    assert texts(4) == texts(1000)
 
 
 @pytest.mark.parametrize("quantization", ["bf16", "fp32"])
