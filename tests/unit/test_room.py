@@ -22,6 +22,10 @@ class PlainChat:
         self.base: str | None = "base" if takes_mb else None
         memory.taken += takes_mb
 
+    @property
+    def takes_memory(self) -> bool:
+        return self.base is not None
+
     def put_aside(self, why: str) -> bool:
         if self.busy:
             return False
