@@ -257,25 +257,31 @@ class StatelessBackend:
 
     def _answer(self, ticket: Ticket, asked: Asked) -> None:
         try:
-            self._listen(ticket, asked)
+            end = self._listen(ticket, asked)
         except Exception as error:  # noqa: BLE001 - the border of one request
             ticket.fail(_explained(error, seconds(asked)))
+        else:
+            _end(ticket, end)
         finally:
             self._open.discard(ticket)
 
-    def _listen(self, ticket: Ticket, asked: Asked) -> None:
-        """Tell the ticket what the call yields, until that ends or nobody wants the rest."""
-        first = 0.0
+    def _listen(self, ticket: Ticket, asked: Asked) -> Done | Failed | None:
+        """Tell the ticket what the call yields; how that ends, or None where nobody wants the rest."""
+        first, end = 0.0, None
         with closing(self.call(asked)) as results:
-            while not (ticket.is_cancelled or self._closed):
-                result = next(results, Failed("StudioError", DIED))
-                if not isinstance(result, Said):
-                    _end(ticket, result, first or time.perf_counter())
-                    return
-                first = first or (time.perf_counter() if result.tokens else 0.0)
-                _say(ticket, result)
-        ticket.finished = Finished(ticket.token_count, len(ticket.token_ids), 0, "cancelled", 0.0, 0.0, 0.0)
-        ticket.end(None if ticket.is_cancelled else BaseUnavailable(CLOSED))
+            # Behind its end a call is run out and not closed: by then its process may be answering somebody else.
+            while end is not None or not (ticket.is_cancelled or self._closed):
+                result = next(results, None)
+                if result is None:
+                    return end or Failed("StudioError", DIED)
+                first = first or (time.perf_counter() if not isinstance(result, Said) or result.tokens else 0.0)
+                if isinstance(result, Said):
+                    _say(ticket, result)
+                elif isinstance(result, Done):  # the first token came when it came here, behind the start of the process
+                    end = replace(result, finished=replace(result.finished, ttft_ms=(first - ticket.submitted) * 1e3))
+                else:
+                    end = result
+        return None
 
 
 def _say(ticket: Ticket, said: Said) -> None:
@@ -285,15 +291,17 @@ def _say(ticket: Ticket, said: Said) -> None:
         ticket.say(said.text)
 
 
-def _end(ticket: Ticket, result: Done | Failed, first: float) -> None:
-    """Tell the end; the first token came when it came here, behind the start of the process."""
-    if isinstance(result, Failed):
-        ticket.fail(getattr(errors, result.kind, StudioError)(result.text))
+def _end(ticket: Ticket, end: Done | Failed | None) -> None:
+    if isinstance(end, Failed):
+        ticket.fail(getattr(errors, end.kind, StudioError)(end.text))
         return
-    if result.distribution is not None:
-        ticket.distribution = torch.from_numpy(result.distribution)
-    ticket.token_count = result.finished.tokens
-    ticket.finished = replace(result.finished, ttft_ms=(first - ticket.submitted) * 1e3)
+    if end is None:
+        ticket.finished = Finished(ticket.token_count, len(ticket.token_ids), 0, "cancelled", 0.0, 0.0, 0.0)
+        ticket.end(None if ticket.is_cancelled else BaseUnavailable(CLOSED))
+        return
+    if end.distribution is not None:
+        ticket.distribution = torch.from_numpy(end.distribution)
+    ticket.token_count, ticket.finished = end.finished.tokens, end.finished
     ticket.end()
 
 
