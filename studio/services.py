@@ -458,15 +458,16 @@ class Studio:
     def status(self) -> Status:
         """One glance at everything."""
         running = [job for job in self.queue.open(limit=0) if job.state in ACTIVE]
+        is_ours, form = self.settings.backend != "vllm", self.settings.quantization
         try:
             base = self.default_base()
-            name, cost = base.name, cost_sentence(base.quantization_loss, self.settings.quantization)
+            name, cost = base.name, cost_sentence(base.quantization_loss, form) if is_ours else ""
         except NotFound:
             name, cost = "", ""
         return Status(
             base=name,
             base_loaded=self.chat.base is not None,
-            quantization=self.settings.quantization,
+            quantization=form if is_ours else "on a vLLM server",
             quantization_cost=cost,
             device=device_name(),
             memory_mb=psutil.Process().memory_info().rss // 2**20,

@@ -96,8 +96,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_the_vllm_server(self) -> Self:
-        if self.backend == "vllm" and not _is_web_address(self.vllm_url):  # it may hold a password, so it is not repeated
-            raise InvalidInput("STUDIO_BACKEND is vllm, so STUDIO_VLLM_URL should be its address, such as http://10.0.0.5:8000.")
+        # It may hold a password, so it is not repeated; and none should be there, since addresses are logged.
+        if self.backend == "vllm" and (not _is_web_address(self.vllm_url) or urlsplit(self.vllm_url).username is not None):
+            raise InvalidInput(
+                "STUDIO_BACKEND is vllm, so STUDIO_VLLM_URL should be its address, such as http://10.0.0.5:8000, without a password in "
+                "it; its key goes into STUDIO_VLLM_KEY."
+            )
         return self
 
     @model_validator(mode="after")

@@ -174,16 +174,24 @@ def forked(call: Call, asked: Asked) -> Results:
     except (EOFError, OSError):
         raise StudioError(DIED) from None
     finally:
-        ours.close()
         process.kill()  # it holds nothing that is to be kept
         process.join()
+        ours.close()
 
 
 def _forked(call: Call, ours: Any, theirs: Any) -> None:
+    """In a new thread, as ZeroGPU does: one that has computed before the fork would wait for OpenMP's workers, which are not here."""
     ours.close()
-    for result in call(theirs.recv()):
-        theirs.send(result)
-    theirs.send(None)
+
+    def run() -> None:
+        for result in call(theirs.recv()):
+            theirs.send(result)
+        theirs.send(None)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    theirs.close()
 
 
 def _decorated() -> Call | None:
@@ -210,7 +218,7 @@ class StatelessBackend:
         BaseUnavailable: it cannot be loaded.
     """
 
-    is_local = True
+    is_local = not IS_ZEROGPU  # there the base lies where no training could use the memory
 
     def __init__(self, path: Path, quantization: str, capacity: Capacity) -> None:
         self._path, self._quantization = path, quantization
@@ -253,7 +261,8 @@ class StatelessBackend:
         with self._door:
             self._closed = True
         self._threads.shutdown(wait=True)
-        _bases.pop((str(self._path), self._quantization), None)
+        if not IS_ZEROGPU:  # which takes no base after the page has opened
+            _bases.pop((str(self._path), self._quantization), None)
 
     def _answer(self, ticket: Ticket, asked: Asked) -> None:
         try:
@@ -267,7 +276,8 @@ class StatelessBackend:
 
     def _listen(self, ticket: Ticket, asked: Asked) -> Done | Failed | None:
         """Tell the ticket what the call yields; how that ends, or None where nobody wants the rest."""
-        first, end = 0.0, None
+        first = 0.0
+        end: Done | Failed | None = None
         with closing(self.call(asked)) as results:
             # Behind its end a call is run out and not closed: by then its process may be answering somebody else.
             while end is not None or not (ticket.is_cancelled or self._closed):

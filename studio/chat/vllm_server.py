@@ -3,7 +3,7 @@
 The addresses and their answers are those of https://docs.vllm.ai/en/latest/features/lora/ (dynamically serving LoRA adapters) and
 https://docs.vllm.ai/en/latest/serving/openai_compatible_server/ (the completions API with its extra parameters). Errors are
 `{"error": {"message": …}}`, in older versions the inner object alone, `{"error": "Unauthorized"}` where the key is wrong, and
-`{"detail": …}` where there is no such address. Neither the key nor a password in the address is ever told.
+`{"detail": …}` where there is no such address. The key is never told.
 """
 
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ SILENCE_S = 120.0  # between two tokens, and before the first one: a busy server
 REFUSED = (401, 403)
 GONE = (404, 405)
 MOST_TOLD = 300  # characters of a server's own words
-DATA = "data:"
+DATA, DONE = b"data:", b"[DONE]"
 
 
 class NotLoaded(Exception):
@@ -110,10 +110,8 @@ class VllmServer:
                 if answer.status_code != 200:
                     await answer.aread()
                     self._refuse(answer)
-                async for line in answer.aiter_lines():
-                    if not line.startswith(DATA):
-                        continue
-                    if (data := line[len(DATA) :].strip()) == "[DONE]":
+                async for data in _events(answer):
+                    if data == DONE:
                         return
                     begun = True
                     yield self._chunk(data)
@@ -127,7 +125,7 @@ class VllmServer:
         """What is said where a reply breaks off."""
         return BaseUnavailable(f"{self.name} broke the connection off; send it again.")
 
-    def _chunk(self, data: str) -> dict[str, Any]:
+    def _chunk(self, data: bytes) -> dict[str, Any]:
         try:
             chunk: dict[str, Any] = orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -173,6 +171,16 @@ class VllmServer:
         return BaseUnavailable(
             f"{self.name} does not let adapters be loaded; start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
         )
+
+
+async def _events(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The data of server-sent events. They end at line feeds alone: httpx's own lines end at more, which may stand in a text."""
+    rest = b""
+    async for block in answer.aiter_bytes():
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if line.startswith(DATA):
+                yield line[len(DATA) :].strip()
 
 
 def _words(answer: httpx.Response) -> str:

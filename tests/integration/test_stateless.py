@@ -1,5 +1,6 @@
 """Answers from processes that remember nothing: the engine's own words, behind a border that pickles."""
 
+import contextvars
 import importlib
 import multiprocessing
 import os
@@ -226,6 +227,39 @@ def test_closing_ends_those_who_are_answered_and_gives_the_base_back(tiny_base: 
     with pytest.raises(BaseUnavailable, match="was closed"):
         ask(backend)
     assert (str(tiny_base), "bf16") not in stateless._bases and nothing_is_left(backend)
+
+
+def test_a_process_that_has_computed_with_several_threads_can_be_forked(backend: StatelessBackend, engine: Engine) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.ones(400, 400).matmul(torch.ones(400, 400)).sum() == 400**3  # OpenMP's workers are there now
+
+        def several(asked: Asked) -> Results:
+            torch.set_num_threads(2)
+            assert float(torch.ones(400, 400).matmul(torch.ones(400, 400)).sum()) == 400**3
+            yield from answer(asked)
+
+        asked = request(backend, BASE)
+        said = "".join(result.text for result in forked(several, asked) if isinstance(result, Said))
+    finally:
+        torch.set_num_threads(threads)
+    assert said == own_text(engine, BASE)
+
+
+def test_the_visitor_of_a_request_is_known_in_its_call(backend: StatelessBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    visitor, seen = contextvars.ContextVar("visitor", default="nobody"), list[str]()  # as Gradio's request is, by which quotas are counted
+
+    def call(asked: Asked) -> Results:
+        seen.append(visitor.get())
+        yield from forked(answer, asked)
+
+    monkeypatch.setattr(backend, "call", call)
+    for name in ("anna", "bert"):
+        token = visitor.set(name)
+        assert ask(backend).text()
+        visitor.reset(token)
+    assert seen == ["anna", "bert"]
 
 
 class GradioError(Exception):

@@ -200,11 +200,11 @@ def test_the_token_of_ray_itself_will_do_and_no_secret_reaches_a_training(monkey
     assert "geheim" not in command_environment().values()
 
 
-@pytest.mark.parametrize("url", ["", "10.0.0.5:8000", "ftp://me:geheim@host"])
+@pytest.mark.parametrize("url", ["", "10.0.0.5:8000", "ftp://me:geheim@host", "http://me:geheim@host"])
 def test_a_vllm_server_has_an_address_and_a_key_that_is_never_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("STUDIO_BACKEND", "vllm")
     monkeypatch.setenv("STUDIO_VLLM_URL", url)
     assert "STUDIO_VLLM_URL should be its address" in refusal() and "geheim" not in refusal()
-    monkeypatch.setenv("STUDIO_VLLM_URL", "http://me:geheim@host:8000")
+    monkeypatch.setenv("STUDIO_VLLM_URL", "http://host:8000")
     monkeypatch.setenv("STUDIO_VLLM_KEY", "geheim")
     assert "geheim" not in repr(load_settings()) and "geheim" not in command_environment().get("STUDIO_VLLM_KEY", "")
