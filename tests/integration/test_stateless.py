@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from studio.chat.stateless import Asked, Done, Failed, Results, Said, StatelessB
 from studio.chat.ticket import Ticket
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, ContextTooLong, IncompatibleAdapter, NotFound, StudioError
-from studio.lora.files import AdapterWeights, adapter_sha256, encode_adapter
+from studio.lora.files import AdapterWeights, adapter_sha256, encode_adapter, read_adapter
 from studio.services import Studio
 from tests.conftest import tiny_settings
 from tests.integration.test_chat_engine import random_adapter
@@ -76,14 +77,15 @@ def ask(backend: StatelessBackend, voice: Voice = BASE, sampling: Sampling = GRE
     return backend.submit(prompt_ids(backend.tokenizer, HELLO), sampling, voice, **more)
 
 
-def own(engine: Engine, voice: Voice, sampling: Sampling = GREEDY, **more: Any) -> Ticket:
-    """The same from the engine, at its end; it reads what the others are not to read."""
-    from studio.lora.files import read_adapter
-
-    parts = tuple(replace(p, source=replace(p.source, load=lambda p=p: read_adapter(p.source.folder))) for p in voice.parts)
+def own(engine: Engine, voice: Voice, sampling: Sampling = GREEDY, **more: Any) -> tuple[Ticket, str]:
+    """The same from the engine, at its end, and its text; it reads what the others are not to read."""
+    parts = tuple(replace(p, source=replace(p.source, load=partial(read_adapter, p.source.folder))) for p in voice.parts)
     ticket = engine.submit(prompt_ids(engine.tokenizer, HELLO), sampling, Voice(parts), **more)
-    ticket.text()
-    return ticket
+    return ticket, ticket.text()
+
+
+def own_text(engine: Engine, voice: Voice) -> str:
+    return own(engine, voice)[1]
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -106,23 +108,30 @@ def test_visitors_on_two_adapters_at_once_are_answered_as_by_the_engine(
     texts = [ticket.text() for ticket in tickets]
     alone = [own(engine, voice) for voice in voices]
     assert len(set(texts)) == len(voices)
-    for ticket, known, text in zip(tickets, alone, texts, strict=True):
+    for ticket, (known, text) in zip(tickets, alone, strict=True):
         assert ticket.finished is not None and known.finished is not None and text
         assert (ticket.finished.tokens, ticket.finished.reason) == (known.finished.tokens, "length")
         assert ticket.finished.ttft_ms > known.finished.ttft_ms  # the start of its process counts
-    again = [engine.submit(t.token_ids, GREEDY, k.voice).text() for t, k in zip(tickets, alone, strict=True)]
-    assert texts == again
+    assert texts == [text for _, text in alone]
     eventually(lambda: nothing_is_left(backend))
     after = stateless._bases[str(backend._path), "fp32"][0].state_dict()
     assert set(after) == set(before) and all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_a_quantized_base_is_inherited_too(tiny_base: Path, voices: list[Voice]) -> None:
+    backend, engine = StatelessBackend(tiny_base, "nf4", Capacity()), load_engine(tiny_base, "nf4", Capacity())
+    texts = [ask(backend, voice).text() for voice in voices[:2]]
+    assert texts == [own_text(engine, voice) for voice in voices[:2]] and texts[0] != texts[1]
+    backend.close()
+    engine.close()
+
+
 def test_log_probabilities_and_the_probes_distribution_come_across(backend: StatelessBackend, engine: Engine, voices: list[Voice]) -> None:
     wanted = replace(GREEDY, logprobs=3)
-    told, known = ask(backend, voices[1], wanted), own(engine, voices[1], wanted)
+    told, (known, _) = ask(backend, voices[1], wanted), own(engine, voices[1], wanted)
     assert told.text() and told.logprobs == known.logprobs and len(told.logprobs) == 16
     one = replace(GREEDY, max_tokens=1)
-    there, here = ask(backend, voices[2], one, wants_distribution=True), own(engine, voices[2], one, wants_distribution=True)
+    there, (here, _) = ask(backend, voices[2], one, wants_distribution=True), own(engine, voices[2], one, wants_distribution=True)
     there.text()
     assert there.distribution is not None and here.distribution is not None and torch.equal(there.distribution, here.distribution)
 
@@ -374,13 +383,6 @@ def test_the_wrapper_of_zerogpu_itself_streams_stops_and_fails_as_ours_does(
     with pytest.raises(StudioError, match="ZeroGPU ended the reply, for which 40 seconds were asked"):
         ticket.text()
     assert lent[-1] == "failed"
-
-
-def own_text(engine: Engine, voice: Voice) -> str:
-    from studio.lora.files import read_adapter
-
-    parts = tuple(replace(p, source=replace(p.source, load=lambda p=p: read_adapter(p.source.folder))) for p in voice.parts)
-    return engine.submit(prompt_ids(engine.tokenizer, HELLO), GREEDY, Voice(parts)).text()
 
 
 def test_the_chat_and_its_http_api_speak_through_it(tmp_path: Path, tiny_base: Path) -> None:
