@@ -86,6 +86,7 @@ Call = Callable[[Asked], Results]
 
 _bases: dict[tuple[str, str], tuple[Any, Any]] = {}  # model and tokenizer by folder and form; a forked process inherits them
 _engines: dict[tuple[int, str, str], Engine] = {}  # of this process alone
+_forking = threading.Lock()
 
 
 def seconds(asked: Asked) -> int:
@@ -163,10 +164,11 @@ def forked(call: Call, asked: Asked) -> Results:
         context = multiprocessing.get_context("fork")
     except ValueError:
         raise BaseUnavailable("STUDIO_BACKEND=stateless needs a system that can fork, such as Linux; set it to engine.") from None
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_forked, args=(call, ours, theirs), daemon=True)
-    process.start()
-    theirs.close()
+    with _forking:  # a process that is forked meanwhile would hold this one's end open
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_forked, args=(call, ours, theirs), daemon=True)
+        process.start()
+        theirs.close()
     try:
         ours.send(asked)
         while (result := ours.recv()) is not None:
