@@ -54,7 +54,7 @@ class VllmLike:
         self.asked: list[dict[str, Any]] = []
         self.said: list[tuple[str, int]] = []
         self.keys: list[str] = []
-        self.fault, self.stopped = "", 0
+        self.fault, self.pause_s, self.stopped = "", 0.0, 0
         self.forgets = False
 
     def routes(self) -> list[Route]:
@@ -134,9 +134,8 @@ class VllmLike:
         told, is_over = 0, False
         try:
             async for piece in _come(ticket):
-                if self.fault == "silence":
-                    await asyncio.sleep(60)
-                if self.fault and ticket.token_count >= 6:
+                await asyncio.sleep(60 if self.fault == "silence" else self.pause_s)
+                if self.fault and told >= 6:
                     if self.fault == "event":
                         yield _event({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}})
                         yield b"data: [DONE]\n\n"

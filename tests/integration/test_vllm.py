@@ -174,9 +174,10 @@ def test_above_a_number_the_least_recently_used_is_unloaded_but_none_that_is_pin
     ask(backend, b).text()
     assert set(like.loaded) == {a.sha256, b.sha256}
     backend.pin(set())
+    like.pause_s = 0.02  # so that they last as long as this takes
     long = ask(backend, a, replace(GREEDY, max_tokens=300)), ask(backend, b, replace(GREEDY, max_tokens=300))
     eventually(lambda: all(ticket.token_count for ticket in long))
-    ask(backend, c).text()
+    ask(backend, c, replace(GREEDY, max_tokens=2)).text()
     assert set(like.loaded) == {a.sha256, b.sha256, c.sha256}  # both were in use
     for ticket in long:
         ticket.cancel()
@@ -311,7 +312,7 @@ def test_errors_and_silence_end_in_one_sentence(like: VllmLike, make: Make, monk
 
 
 def test_cancel_closes_the_connection(like: VllmLike, make: Make) -> None:
-    backend = make()
+    backend, like.pause_s = make(), 0.02
     ticket = ask(backend, sampling=replace(GREEDY, max_tokens=370))
     eventually(lambda: ticket.token_count > 3)
     ticket.cancel()
