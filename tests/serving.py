@@ -59,7 +59,9 @@ class Served:
 
     @property
     def engine(self) -> Engine:
-        return self.studio.chat.make_resident(self.studio.default_base())
+        backend = self.studio.chat.make_resident(self.studio.default_base())
+        assert isinstance(backend, Engine)
+        return backend
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import BaseUnavailable
+from studio.settings import on_zerogpu
 
 QUANTIZATIONS = ("nf4", "fp4", "int8", "bf16", "fp32")
 FOUR_BIT = ("nf4", "fp4")
@@ -24,10 +25,10 @@ def import_transformers() -> None:
 
 
 def device_name() -> str:
-    """ "cuda" or "cpu"."""
+    """ "cuda" or "cpu". A Space on ZeroGPU only says that it has CUDA; its own process computes on the CPU."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() and not on_zerogpu() else "cpu"
 
 
 def load_model(path: Path, quantization: str, name: str = "", device: Any = None) -> Any:

@@ -27,13 +27,12 @@ from studio.chat.row import Row
 from studio.chat.runner import Runner, make_runner
 from studio.chat.sampling import Sampling, logprobs_of, make_generator, next_tokens
 from studio.chat.speech import Speech
-from studio.chat.ticket import Finished, Ticket
+from studio.chat.ticket import CLOSED, Finished, Ticket, check_length
 from studio.chat.waiting import in_turn
-from studio.errors import BaseUnavailable, ContextTooLong, StudioError
+from studio.errors import BaseUnavailable, StudioError
 from studio.lora.serving import Routing
 
 log = logging.getLogger(__name__)
-CLOSED = "The chat was closed while the request waited; send it again."
 PINNED = "Every slot for adapters is pinned; unpin one, or raise STUDIO_SLOTS."
 PATIENCE_S = 2.0  # for so long others may pass a request for which there is no slot
 MB = 2**20
@@ -73,6 +72,9 @@ class Engine:
     tokenizer: Any
     runner: Runner
     bank: Bank
+    context: int
+    vocabulary: int
+    is_local = True
 
     def __init__(self, load: Callable[[], tuple[Any, Any]], capacity: Capacity) -> None:
         self._load, self.capacity = load, capacity
@@ -100,11 +102,7 @@ class Engine:
         Raises:
             ContextTooLong: prompt and reply do not fit the base's context. BaseUnavailable: the engine is closed.
         """
-        if len(token_ids) + sampling.max_tokens > self.context:
-            raise ContextTooLong(
-                f"The conversation has {len(token_ids)} tokens and the reply may have {sampling.max_tokens}, but this base's "
-                f"context is {self.context}; start a new conversation or lower the length."
-            )
+        check_length(token_ids, sampling, self.context)
         ticket = Ticket(token_ids, sampling, voice, user, wants_distribution, _wake=self._wake)
         self._is_ready(ticket)  # so that reading begins at once
         self._put(ticket)
@@ -189,7 +187,8 @@ class Engine:
         """Load; the probe of the runner is the first forward pass, after which the weights never change."""
         self.model, self.tokenizer = self._load()
         self.context = int(getattr(self.model.config, "max_position_embeddings", 2048))
-        self._end_ids = _end_ids(self.model, self.tokenizer)
+        self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        self._end_ids = end_ids(self.model, self.tokenizer)
         routing = Routing()
         # On the CPU a product with so thin a matrix is several times as fast in float32 as in bf16.
         dtype = torch.float32 if self.model.device.type == "cpu" else self.model.dtype
@@ -221,7 +220,7 @@ class Engine:
                     return  # it has been passed for long enough: it gets the next slot
             except Exception as error:  # noqa: BLE001 - the border of one request
                 self._waiting.remove(ticket)
-                self._fail(ticket, error)
+                ticket.fail(error)
 
     def _admit_one(self, ticket: Ticket) -> bool:
         """Whether the request has its slots, or needs none any more."""
@@ -271,7 +270,7 @@ class Engine:
         for done in self._prefill.step(others_wait=bool(self._rows)):
             if done.logits is None:
                 self.bank.release(done.row.lease)
-                self._fail(done.row.ticket, done.error or StudioError(NOT_FINITE))
+                done.row.ticket.fail(done.error or StudioError(NOT_FINITE))
             else:
                 self._start(done.row, done.logits)
 
@@ -332,7 +331,7 @@ class Engine:
     def _break_off(self, index: int, error: Exception) -> None:
         ticket = self._rows[index].ticket
         self._remove(index, is_spoiled=True)
-        self._fail(ticket, error)
+        ticket.fail(error)
 
     def _decode(self, rows: list[Row], kv: KvBatch) -> Tensor:
         """Logits of the next token of each row, (rows, V), float32; writes their keys and values but does not advance."""
@@ -355,7 +354,7 @@ class Engine:
                     raise StudioError(NOT_FINITE)
                 reasons.append(self._say(row, tokens[index], logits[index]))
             except Exception as error:  # noqa: BLE001 - the border of one request
-                self._fail(row.ticket, error)
+                row.ticket.fail(error)
                 reasons.append("failed")
         return reasons
 
@@ -407,12 +406,6 @@ class Engine:
         ticket.finished = Finished(count, len(ticket.token_ids), row.reused, reason, row.swap_ms, row.ttft_ms, rate)
         ticket.end()
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
-        if not isinstance(error, StudioError):
-            log.error("A chat request failed.", exc_info=error)
-            error = StudioError(f"The reply stopped on an error of the studio itself ({type(error).__name__}); send it again.")
-        ticket.end(error)
-
     def _checksum(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in self.runner.tensors().items():
@@ -421,7 +414,7 @@ class Engine:
         return digest.hexdigest()
 
 
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
     """Tokens that end a reply: the generation config's and the tokenizer's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]

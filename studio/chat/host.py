@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ READERS = 2
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """An adapter that a request names: its content hash, and how to read it if it is not in memory."""
+    """An adapter that a request names: its content hash, how to read it if it is not in memory, and the folder of its files, for
+    those who read it elsewhere."""
 
     sha256: str
     load: Callable[[], AdapterWeights]
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,21 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from storage.records import BaseRecord
 from studio.adapters.catalog import AdapterCatalog, check_base
 from studio.bases.catalog import BaseCatalog
-from studio.chat.engine import Capacity, Engine, Finished, Ticket
+from studio.chat.backend import Backend, Load
+from studio.chat.bank import Voice
 from studio.chat.probe import Probe, compare
 from studio.chat.sampling import Sampling
 from studio.chat.stamp import Stamp
+from studio.chat.ticket import Finished, Ticket
 from studio.chat.tokens import TokenTexts
 from studio.chat.voices import BASE_NAME, Chosen, choose
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, InvalidInput
-from studio.settings import Settings
 
 NOTHING_TO_ANSWER = "There is no message to answer; type one."
 
@@ -73,13 +73,13 @@ class Chat:
     """The resident base and everything that speaks through it.
 
     Args:
-        bases, adapters: the catalogs. quantization: how the resident base is held. capacity: see `Capacity`.
+        bases, adapters: the catalogs. load: puts a backend on a base, such as `backend_of` of the settings.
     """
 
-    def __init__(self, bases: BaseCatalog, adapters: AdapterCatalog, quantization: str, capacity: Capacity) -> None:
-        self.bases, self.adapters, self.quantization, self.capacity = bases, adapters, quantization, capacity
+    def __init__(self, bases: BaseCatalog, adapters: AdapterCatalog, load: Load) -> None:
+        self.bases, self.adapters, self._load = bases, adapters, load
         self._lock = threading.Lock()
-        self._engine: Engine | None = None
+        self._backend: Backend | None = None
         self._base: BaseRecord | None = None
         self._put_aside: tuple[BaseRecord, str] | None = None
 
@@ -122,7 +122,13 @@ class Chat:
         """The resident base, if one is loaded."""
         return self._base
 
-    def make_resident(self, base: BaseRecord) -> Engine:
+    @property
+    def takes_memory(self) -> bool:
+        """Whether a base is loaded on this machine."""
+        backend = self._backend
+        return backend is not None and backend.is_local
+
+    def make_resident(self, base: BaseRecord) -> Backend:
         """Load a base unless it is the resident one already; another's requests end with a plain error.
 
         Raises:
@@ -133,12 +139,12 @@ class Chat:
                 raise BaseUnavailable(
                     f"The chat's base is put aside while {self._put_aside[1]}; it comes back by itself when that is over."
                 )
-            if self._engine is not None and self._base is not None and self._base.id == base.id:
-                return self._engine
+            if self._backend is not None and self._base is not None and self._base.id == base.id:
+                return self._backend
             self._drop()
-            self._engine = load_engine(self.bases.path(base), self.quantization, self.capacity)
+            self._backend = self._load(base, self.bases.path(base))
             self._base = base
-            return self._engine
+            return self._backend
 
     def stream(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord, sampling: Sampling, user: str = "") -> Stream:
         """Start an answer to a conversation.
@@ -165,13 +171,13 @@ class Chat:
         Raises:
             As `stream`.
         """
-        chosen, engine, token_ids = self._asked(prompt, adapter, base)
+        chosen, backend, token_ids = self._asked(prompt, adapter, base)
         if fit:
-            sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, engine.context - len(token_ids))))
-        voice, seed = chosen.voice(self.adapters.read), sampling.seed
+            sampling = replace(sampling, max_tokens=max(1, min(sampling.max_tokens, backend.context - len(token_ids))))
+        voice, seed = self._voice(chosen), sampling.seed
         drawn = [sampling if seed is None else replace(sampling, seed=(seed + place) % 2**63) for place in range(count)]
-        texts = TokenTexts(engine.tokenizer)
-        return [Stream(engine.submit(token_ids, one, voice, user), chosen, base, texts) for one in drawn]
+        texts = TokenTexts(backend.tokenizer)
+        return [Stream(backend.submit(token_ids, one, voice, user), chosen, base, texts) for one in drawn]
 
     def choose(self, adapter: str, base: BaseRecord) -> Chosen:
         """Who is to speak on a base.
@@ -193,78 +199,59 @@ class Chat:
     def probe(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord) -> Probe:
         """What a voice makes of the first token of a reply, compared with the base. Raises as `stream` does."""
         one = Sampling(max_tokens=1, temperature=0.0)
-        chosen, engine, ids = self._asked(messages, adapter, base)
+        chosen, backend, ids = self._asked(messages, adapter, base)
         voices = (choose(BASE_NAME, self.adapters.get), chosen)
-        tickets = [engine.submit(ids, one, who.voice(self.adapters.read), wants_distribution=True) for who in voices]
+        tickets = [backend.submit(ids, one, self._voice(who), wants_distribution=True) for who in voices]
         for ticket in tickets:
             ticket.text()
         without, with_it = (ticket.distribution for ticket in tickets)
         assert without is not None and with_it is not None  # a request that failed has raised
-        return Probe(chosen.label, chosen.sha256, *compare(without, with_it, lambda token: str(engine.tokenizer.decode([token]))))
+        return Probe(chosen.label, chosen.sha256, *compare(without, with_it, lambda token: str(backend.tokenizer.decode([token]))))
 
-    def _asked(self, prompt: Prompt, adapter: str, base: BaseRecord) -> tuple[Chosen, Engine, list[int]]:
-        """Who is to speak, through which engine, and the prompt's tokens."""
+    def _asked(self, prompt: Prompt, adapter: str, base: BaseRecord) -> tuple[Chosen, Backend, list[int]]:
+        """Who is to speak, through which backend, and the prompt's tokens."""
         chosen = self.choose(adapter, base)
-        engine = self.make_resident(base)
-        return chosen, engine, _tokens(prompt, engine)
+        backend = self.make_resident(base)
+        return chosen, backend, _tokens(prompt, backend)
+
+    def _voice(self, chosen: Chosen) -> Voice:
+        return chosen.voice(self.adapters.read, self.adapters.path)
 
     def close(self) -> None:
-        """End the engine's thread."""
+        """End the backend."""
         with self._lock:
             self._drop()
 
     def _unload(self) -> bool:
-        if self._engine is not None and self._engine.busy:
+        if self._backend is not None and self._backend.busy:
             return False
         self._drop()
         return True
 
     def _drop(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        self._engine, self._base = None, None
+        if self._backend is not None:
+            self._backend.close()
+        self._backend, self._base = None, None
 
 
-def _tokens(prompt: Prompt, engine: Engine) -> list[int]:
+def _tokens(prompt: Prompt, backend: Backend) -> list[int]:
     """A prompt as tokens.
 
     Raises:
         InvalidInput: it says nothing, or holds a token that the base does not know; and as `prompt_ids`.
     """
     if isinstance(prompt, str):
-        token_ids: list[int] = engine.tokenizer(prompt)["input_ids"]
+        token_ids: list[int] = backend.tokenizer(prompt)["input_ids"]
     elif prompt and isinstance(prompt[0], dict):
         turns: Any = prompt
         if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
             raise InvalidInput(NOTHING_TO_ANSWER)
-        return prompt_ids(engine.tokenizer, turns)
+        return prompt_ids(backend.tokenizer, turns)
     else:
         token_ids = [token for token in prompt if isinstance(token, int)]
-    known = int(engine.model.get_input_embeddings().weight.shape[0])
+    known = backend.vocabulary
     if unknown := next((token for token in token_ids if not 0 <= token < known), None):
         raise InvalidInput(f"The prompt holds the token {unknown}, but this base knows the tokens 0 to {known - 1}.")
     if not token_ids:
         raise InvalidInput(NOTHING_TO_ANSWER)
     return token_ids
-
-
-def load_engine(path: Path, quantization: str, capacity: Capacity) -> Engine:
-    """An engine on a base."""
-    from studio.bases.loading import load_model, load_tokenizer
-
-    def load() -> tuple[Any, Any]:
-        return load_model(path, quantization), load_tokenizer(path)
-
-    return Engine(load, capacity)
-
-
-def capacity_of(settings: Settings) -> Capacity:
-    """How much the chat may hold."""
-    return Capacity(
-        slots=settings.slots,
-        slots_mb=settings.slots_mb,
-        max_batch=settings.max_batch,
-        host_mb=settings.adapters_mb,
-        kv_mb=settings.kept_mb,
-        packed=settings.precision == "fast",
-    )

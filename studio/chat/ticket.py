@@ -1,5 +1,6 @@
 """A request on its way through the engine, and what it measured."""
 
+import logging
 import queue
 import threading
 import time
@@ -12,6 +13,10 @@ from torch import Tensor
 from studio.chat.bank import BASE, Voice
 from studio.chat.host import Loaded
 from studio.chat.sampling import Sampling, TokenLogprob
+from studio.errors import ContextTooLong, StudioError
+
+log = logging.getLogger(__name__)
+CLOSED = "The chat was closed while the request waited; send it again."
 
 
 @dataclass(frozen=True)
@@ -114,3 +119,23 @@ class Ticket:
         """From the engine: nothing more comes."""
         self._pieces.put(error)
         self._heard()
+
+    def fail(self, error: BaseException) -> None:
+        """From the engine: it broke off. What is no sentence for people is logged, and told as one."""
+        if not isinstance(error, StudioError):
+            log.error("A chat request failed.", exc_info=error)
+            error = StudioError(f"The reply stopped on an error of the studio itself ({type(error).__name__}); send it again.")
+        self.end(error)
+
+
+def check_length(token_ids: list[int], sampling: Sampling, context: int) -> None:
+    """Make sure that a prompt and its reply fit.
+
+    Raises:
+        ContextTooLong: they do not.
+    """
+    if len(token_ids) + sampling.max_tokens > context:
+        raise ContextTooLong(
+            f"The conversation has {len(token_ids)} tokens and the reply may have {sampling.max_tokens}, but this base's "
+            f"context is {context}; start a new conversation or lower the length."
+        )

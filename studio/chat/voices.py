@@ -8,6 +8,8 @@ wizard:0.7+pirate:0.3      a weighted sum; a weight goes from 0 to 2, and is 1 w
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from storage.records import AdapterRecord
 from studio.chat.bank import BASE, Part, Voice
@@ -49,10 +51,14 @@ class Chosen:
         text = "+".join(f"{record.sha256}:{weight!r}" for record, weight in self.parts)
         return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
-    def voice(self, read: Callable[[AdapterRecord], AdapterWeights]) -> Voice:
-        """What the engine is asked for. Adapters of weight 0 say nothing and are left out."""
-        spoken = [(record, weight) for record, weight in self.parts if weight]
-        return Voice(tuple(Part(AdapterSource(r.sha256, lambda r=r: read(r)), weight) for r, weight in spoken)) if spoken else BASE  # type: ignore[misc]
+    def voice(self, read: Callable[[AdapterRecord], AdapterWeights], folder: Callable[[AdapterRecord], Path]) -> Voice:
+        """What a backend is asked for. Adapters of weight 0 say nothing and are left out.
+
+        Args:
+            read, folder: an adapter's weights, and where its files are.
+        """
+        spoken = [(AdapterSource(r.sha256, partial(read, r), folder(r)), weight) for r, weight in self.parts if weight]
+        return Voice(tuple(Part(source, weight) for source, weight in spoken)) if spoken else BASE
 
 
 def choose(text: str, get: Callable[[str], AdapterRecord]) -> Chosen:

@@ -53,7 +53,7 @@ def serve(settings: "Settings") -> None:
     exit_on_signals()
     studio = Studio(settings)
     try:
-        studio.ensure_base(say)
+        studio.open_chat(studio.ensure_base(say), say)
         if settings.worker:
             studio.worker.start()
         demo = build_page(studio)

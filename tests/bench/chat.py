@@ -17,11 +17,11 @@ from typing import Any
 
 import psutil
 
+from studio.chat.backend import load_engine
 from studio.chat.bank import BASE, Part, Voice
 from studio.chat.engine import AdapterSource, Capacity, Engine
 from studio.chat.prefill import PIECE
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine
 from studio.chat.ticket import Finished
 from studio.datasets.rendering import prompt_ids
 from studio.lora.files import AdapterWeights, encode_adapter, read_adapter

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from studio.chat.backend import load_engine
 from studio.chat.engine import Capacity, Engine
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
 from studio.jobs import process
 from studio.jobs.executor import Launch

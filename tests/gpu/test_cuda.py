@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from studio.bases.loading import load_model
+from studio.chat.backend import load_engine
 from studio.chat.bank import Part, Voice
 from studio.chat.engine import AdapterSource, Capacity
 from studio.chat.graphs import GraphRunner
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
 from studio.training.checkpoint import CheckpointFolder
 from studio.training.memory import is_out_of_memory

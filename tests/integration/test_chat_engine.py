@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from studio.chat.backend import load_engine
 from studio.chat.bank import Lease, Part, Voice
 from studio.chat.engine import AdapterSource, Capacity, Engine, Ticket
 from studio.chat.kv import KvBatch
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
 from studio.errors import IncompatibleAdapter, InvalidInput, StudioError
 from studio.lora.files import AdapterWeights

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from studio.chat.backend import load_engine
 from studio.chat.engine import AdapterSource, Capacity, Engine, Ticket
 from studio.chat.graphs import STEADY, GraphRunner, with_graphs
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine
 from tests.integration.test_chat_engine import ids, random_adapter, source, voice
 
 LONG = Sampling(max_tokens=3 * STEADY, temperature=0.0, ignore_eos=True)

@@ -9,10 +9,10 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
+from studio.chat.backend import load_engine
 from studio.chat.bank import BASE, Part, Voice
 from studio.chat.engine import Capacity
 from studio.chat.sampling import Sampling
-from studio.chat.service import load_engine
 from studio.datasets.rendering import prompt_ids
 from tests.integration.test_chat_engine import PROMPTS, random_adapter, source
 

@@ -18,9 +18,13 @@ class PlainChat:
     """A base that takes memory, and may be put aside."""
 
     def __init__(self, memory: "Memory", takes_mb: int = 0) -> None:
-        self.memory, self.takes_mb, self.busy, self.aside = memory, takes_mb, False, ""
+        self.memory, self.takes_mb, self.busy, self.aside, self.is_local = memory, takes_mb, False, "", True
         self.base: str | None = "base" if takes_mb else None
         memory.taken += takes_mb
+
+    @property
+    def takes_memory(self) -> bool:
+        return self.base is not None and self.is_local
 
     def put_aside(self, why: str) -> bool:
         if self.busy:
@@ -104,6 +108,12 @@ def test_a_base_that_answers_is_not_put_aside() -> None:
     house.chat.busy = True
     assert house.why_not() == "It needs about 600 MB, where 500 MB are free; it starts when the chat has said its answers."
     assert house.chat.base
+
+
+def test_a_base_that_another_machine_holds_is_not_put_aside() -> None:
+    house = House(1000, chat_mb=500)
+    house.chat.is_local = False
+    assert house.why_not() == "" and house.chat.base and not house.chat.aside
 
 
 def test_where_the_rule_is_to_wait_the_base_stays() -> None:

@@ -55,6 +55,11 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("kept_mb", "0", 0),
         ("precision", "exact", "exact"),
         ("max_batch", "4", 4),
+        ("backend", "stateless", "stateless"),
+        ("vllm_url", "http://10.0.0.5:8000", "http://10.0.0.5:8000"),
+        ("vllm_key", "x", SecretStr("x")),
+        ("vllm_model", "HuggingFaceTB/x", "HuggingFaceTB/x"),
+        ("vllm_home", "/studio", "/studio"),
         ("max_upload_bytes", "1000", 1000),
         ("hub_timeout_s", "0.5", 0.5),
         ("jobs_per_device", "3", 3),
@@ -193,3 +198,13 @@ def test_the_token_of_ray_itself_will_do_and_no_secret_reaches_a_training(monkey
     assert settings.ray_token.get_secret_value() == "geheim" and "geheim" not in repr(settings)
     monkeypatch.setenv("STUDIO_WEBHOOK_SECRET", "geheim")
     assert "geheim" not in command_environment().values()
+
+
+@pytest.mark.parametrize("url", ["", "10.0.0.5:8000", "ftp://me:geheim@host", "http://me:geheim@host"])
+def test_a_vllm_server_has_an_address_and_a_key_that_is_never_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("STUDIO_BACKEND", "vllm")
+    monkeypatch.setenv("STUDIO_VLLM_URL", url)
+    assert "STUDIO_VLLM_URL should be its address" in refusal() and "geheim" not in refusal()
+    monkeypatch.setenv("STUDIO_VLLM_URL", "http://host:8000")
+    monkeypatch.setenv("STUDIO_VLLM_KEY", "geheim")
+    assert "geheim" not in repr(load_settings()) and "geheim" not in command_environment().get("STUDIO_VLLM_KEY", "")
