@@ -134,7 +134,9 @@ def adapter_rm(name: str, as_json: Json = False) -> None:
 @app.command()
 def chat(
     prompt: str,
-    adapter: Annotated[str, typer.Option(help="Name of the adapter, a blend such as a:0.7+b:0.3, a checkpoint such as job:a@120, or base.")] = "base",
+    adapter: Annotated[
+        str, typer.Option(help="Name of the adapter, a blend such as a:0.7+b:0.3, a checkpoint such as job:a@120, or base.")
+    ] = "base",
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
     max_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")] = 0.7,

@@ -96,8 +96,8 @@ class Settings(BaseSettings):
         key = self.api_key.get_secret_value()
         if key and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key):  # it is never repeated
             raise InvalidInput(
-                f"The environment variable STUDIO_API_KEY should have at least {SHORTEST_KEY} letters, digits and signs of ASCII, without a "
-                "blank, such as what openssl rand -hex 32 prints. Change or unset it."
+                f"The environment variable STUDIO_API_KEY should have at least {SHORTEST_KEY} letters, digits and signs of ASCII, without "
+                "a blank, such as what openssl rand -hex 32 prints. Change or unset it."
             )
         return self
 

@@ -46,7 +46,7 @@ class Pins:
         others = [one for one in self.all() if one.base_fingerprint == record.base_fingerprint and one.id != record.id]
         if len(others) >= self.slots:
             raise InvalidInput(
-                f"{len(others)} adapters are kept ready, and there are {self.slots} slots (STUDIO_SLOTS); unpin another one first."
+                f"No more adapters can be kept ready than there are slots (STUDIO_SLOTS is {self.slots}); unpin another one first."
             )
         try:
             self.records.add(record.id, time.time())

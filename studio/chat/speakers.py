@@ -95,7 +95,8 @@ class Speakers:
         if found := next((job for job in named if step in self._steps(job)), None):
             return Kept(found, step)
         if not named:
-            raise NotFound(f"There is no training {name_or_id!r} with checkpoints; a training keeps them until it is done.")
+            name = next((job.adapter_name for job in self.queue.jobs.of([name_or_id])), name_or_id)
+            raise NotFound(f"There is no checkpoint of a training of {name!r}; they go when it is done, then choose its adapter.")
         steps = listed([str(kept) for kept in self._steps(named[0])])
         raise NotFound(f"The training of {named[0].adapter_name!r} has no checkpoint of step {step} to talk to; there are {steps}.")
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.chat.voices import choose
 from studio.errors import InvalidInput, NotFound, StudioError
 from studio.ui import present
 from studio.ui.chat import show
@@ -179,6 +178,8 @@ def as_said(studio: "Studio", parts: VoiceParts, message: "MessageRecord") -> Va
 
 def _speakers_of(studio: "Studio", message: "MessageRecord") -> list[tuple[str, float]] | None:
     """Ids with weights of who wrote a reply; None where its label means nobody any more."""
+    from studio.chat.voices import choose
+
     try:
         found = [(record.id, weight) for record, weight in choose(message.voice, studio.speakers.get).parts]
     except StudioError:
