@@ -191,20 +191,19 @@ def test_a_stop_text_ends_a_reply_and_is_no_part_of_it(client: OpenAI) -> None:
 def test_tokens_of_a_stop_text_are_not_among_the_logprobs(client: OpenAI, start: int) -> None:
     asked: dict[str, Any] = {"model": "wizard", "logprobs": True, **GREEDY}
     whole = client.chat.completions.create(**asked).choices[0]
-    text, tokens = str(whole.message.content), [token.token for token in _content(whole)]
+    text, tokens = str(whole.message.content), [bytes(token.bytes) for token in _content(whole)]
     stop = text[start : start + 4]
-    at, said = text.index(stop), 0
-    while len("".join(tokens[:said])) < at:
-        said += 1
-    assert 0 < len(tokens) - said  # something is cut
+    at = text.index(stop)
+    assert "\ufffd" not in text[: at + 4]
+    said = next(count for count in range(len(tokens)) if len(b"".join(tokens[:count])) >= len(text[:at].encode()))
     reply = client.chat.completions.create(stop=stop, **asked).choices[0]
     assert (reply.message.content, reply.finish_reason) == (text[:at], "stop")
-    assert [token.token for token in _content(reply)] == tokens[:said]
-    told, heard = list[str](), ""
+    assert [bytes(token.bytes) for token in _content(reply)] == tokens[:said]
+    told, heard = list[bytes](), ""
     for chunk in client.chat.completions.create(stop=stop, stream=True, **asked):
         heard += chunk.choices[0].delta.content or ""
-        told += [token.token for token in _content(chunk.choices[0])]
-        assert len("".join(told)) >= len(heard)  # a text never comes before its tokens
+        told += [bytes(token.bytes) for token in _content(chunk.choices[0])]
+        assert len(b"".join(told)) >= len(heard.encode())  # a text never comes before its tokens
     assert (heard, told) == (text[:at], tokens[:said])
 
 
