@@ -125,9 +125,9 @@ def _pin(record: "AdapterRecord", is_pinned: bool) -> str:
     """Whether an adapter is kept ready, and the way to change it. A checkpoint is not: the next one takes its place."""
     if record.id.startswith("job:"):
         return ""
-    if not is_pinned:
-        return button("Keep it ready", "pin", record.id, look="small", about=record.name)
-    return f'<span class="as-badge as-done">kept ready</span>{button("Unpin", "unpin", record.id, look="small", about=record.name)}'
+    label, act = ("Unpin", "unpin") if is_pinned else ("Keep it ready", "pin")
+    badge = '<span class="as-badge as-done">kept ready</span>' if is_pinned else ""
+    return f'<span class="as-pin">{badge}{button(label, act, record.id, look="small", about=record.name)}</span>'
 
 
 # Side by side
