@@ -63,7 +63,7 @@ def take_datasets(page: Page, out: Path, kind: str) -> None:
 
 def take_readme(browser: Browser, url: str) -> None:
     """The Chat tab: the base and an adapter answer the same question."""
-    page = browser.new_page(viewport={"width": 1280, "height": 880}, device_scale_factor=1.5)
+    page = browser.new_page(viewport={"width": 1280, "height": 858}, device_scale_factor=1.5)
     name = first_adapter(page, url)
     open_tab(page, url, "Chat")
     page.locator("#chat-more").get_by_role("button", name="More").click()

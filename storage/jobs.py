@@ -112,6 +112,10 @@ class Jobs:
         """The jobs that were submitted together, oldest first."""
         return self._records(select(JobRow).where(JobRow.group == group).order_by(JobRow.created_at, JobRow.id))
 
+    def of(self, job_ids: Collection[str]) -> list[JobRecord]:
+        """Those of these jobs that there are, the newest first."""
+        return self._records(select(JobRow).where(JobRow.id.in_(job_ids)).order_by(JobRow.created_at.desc(), JobRow.id))
+
     def named(self, adapter_name: str, states: tuple[str, ...]) -> JobRecord | None:
         """A job in one of these states that makes an adapter of this name."""
         found = self._records(select(JobRow).where(JobRow.state.in_(states), JobRow.adapter_name == adapter_name).limit(1))

@@ -1,4 +1,4 @@
-"""Bases, datasets, adapters and kept prompts: one small repository a record, each with the same few verbs.
+"""Bases, datasets, adapters, their pins and kept prompts: one small repository a record, each with the same few verbs.
 
 Every method is one short transaction. Lookups by name or id are exact.
 """
@@ -13,7 +13,7 @@ from storage.database import Database
 from storage.errors import DuplicateName, RecordNotFound
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord, PromptRecord
 from storage.states import OPEN
-from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, PromptRow, Table
+from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, PinRow, PromptRow, Table
 
 R = TypeVar("R")
 Named = TypeVar("Named", BaseRecord, DatasetRecord, AdapterRecord, PromptRecord)
@@ -149,6 +149,38 @@ class Adapters(NamedRepository[AdapterRecord]):
     """Finished adapters. They are inserted by `Jobs.finish`, in the transaction that ends their job."""
 
     kind, row, record = "adapter", AdapterRow, AdapterRecord
+
+
+class Pins:
+    """Adapters that the chat keeps ready. A pin goes with its adapter."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def add(self, adapter_id: str, now: float) -> None:
+        """Pin an adapter; one that is pinned stays so.
+
+        Raises:
+            RecordNotFound: there is no such adapter.
+        """
+        try:
+            with self.database.write() as session:
+                if session.get(PinRow, adapter_id) is None:
+                    session.add(PinRow(adapter_id=adapter_id, at=now))
+        except IntegrityError:
+            if adapter_id not in {record.id for record in self.all()}:  # else another program was quicker
+                raise RecordNotFound("adapter", adapter_id) from None
+
+    def remove(self, adapter_id: str) -> None:
+        """Unpin an adapter, if it is pinned."""
+        with self.database.write() as session:
+            session.execute(delete(PinRow).where(PinRow.adapter_id == adapter_id))
+
+    def all(self) -> list[AdapterRecord]:
+        """Whatever is pinned, the first pin first."""
+        query = select(AdapterRow).join(PinRow, PinRow.adapter_id == AdapterRow.id).order_by(PinRow.at, AdapterRow.id)
+        with self.database.read() as session:
+            return [to_record(AdapterRecord, row) for row in session.scalars(query)]
 
 
 class Prompts(NamedRepository[PromptRecord]):

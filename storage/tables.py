@@ -185,6 +185,15 @@ class AdapterRow(Table):
     created_at: Mapped[float] = mapped_column(Float)
 
 
+class PinRow(Table):
+    """An adapter that the chat keeps ready."""
+
+    __tablename__ = "pin"
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapter.id", ondelete="CASCADE"), primary_key=True)
+    at: Mapped[float] = mapped_column(Float)
+
+
 class ConversationRow(Table):
     __tablename__ = "conversation"
     __table_args__ = (Index("conversation_by_age", "updated_at", "id"),)

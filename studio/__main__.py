@@ -27,7 +27,7 @@ app.add_typer(dataset_app, name="dataset", help="Datasets: add, look into, chang
 app.command()(train)
 app.add_typer(job_app, name="job", help="Training jobs: list, show, compare, logs, cancel, pause, resume, retry, copy, move.")
 app.add_typer(queue_app, name="queue", help="The queue as a whole: show, hold, release, stop after failures.")
-app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, rename, export, rm.")
+app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, rename, pin, unpin, export, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")
@@ -73,8 +73,13 @@ def adapter_list(as_json: Json = False) -> None:
     from studio.ui.present import kind
 
     with opened() as studio:
-        values = [asdict(a) | {"kind": kind(a)} for a in studio.adapters.all()]
-        show_all("adapters", values, as_json, lambda v: f"{v['name']}  {v['kind']}  {v['size_bytes'] / 2**20:.1f} MB")
+        pinned = {record.id for record in studio.pins.all()}
+        values = [asdict(a) | {"kind": kind(a), "pinned": a.id in pinned} for a in studio.adapters.all()]
+        show_all("adapters", values, as_json, _adapter_line)
+
+
+def _adapter_line(value: dict[str, Any]) -> str:
+    return f"{value['name']}  {value['kind']}  {value['size_bytes'] / 2**20:.1f} MB{'  pinned' if value['pinned'] else ''}"
 
 
 @adapter_app.command("show")
@@ -91,6 +96,20 @@ def adapter_rename(name: str, new_name: str, as_json: Json = False) -> None:
     with opened() as studio:
         record = studio.adapters.rename(name, new_name)
         show({"id": record.id, "name": record.name}, as_json)
+
+
+@adapter_app.command("pin")
+def adapter_pin(name: str, as_json: Json = False) -> None:
+    """Keep an adapter ready in the chat; a server that runs knows it from its next message on."""
+    with opened() as studio:
+        show({"pinned": studio.pins.pin(name).name}, as_json)
+
+
+@adapter_app.command("unpin")
+def adapter_unpin(name: str, as_json: Json = False) -> None:
+    """Let it make room for others again."""
+    with opened() as studio:
+        show({"unpinned": studio.pins.unpin(name).name}, as_json)
 
 
 @adapter_app.command("export")
@@ -115,7 +134,9 @@ def adapter_rm(name: str, as_json: Json = False) -> None:
 @app.command()
 def chat(
     prompt: str,
-    adapter: Annotated[str, typer.Option(help="Name of the adapter, or base.")] = "base",
+    adapter: Annotated[
+        str, typer.Option(help="Name of the adapter, a blend such as a:0.7+b:0.3, a checkpoint such as job:a@120, or base.")
+    ] = "base",
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
     max_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")] = 0.7,

@@ -30,11 +30,13 @@ from studio.bases.loading import device_name, load_tokenizer
 from studio.bases.sources import Say
 from studio.chat.backend import backend_of
 from studio.chat.conversations import Conversations
+from studio.chat.pins import Pins
 from studio.chat.probe import Probe
 from studio.chat.prompts import Prompts
 from studio.chat.sampling import Sampling
 from studio.chat.service import Chat, Reply, Stream
-from studio.chat.voices import BASE_NAME
+from studio.chat.speakers import Speakers
+from studio.chat.voices import choose
 from studio.chat.votes import Votes
 from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
@@ -120,7 +122,9 @@ class Studio:
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
-        self.chat = Chat(self.bases, self.adapters, backend_of(settings))
+        self.speakers = Speakers(self.adapters, self.bases, self.queue)
+        self.pins = Pins(repositories.Pins(self._database), self.adapters, settings.slots, lambda: self.chat.keep_ready())
+        self.chat = Chat(self.bases, self.speakers, backend_of(settings), self.pins.of)
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
@@ -417,18 +421,18 @@ class Studio:
         """See `AdapterCatalog.export`."""
         return self.adapters.export(name, form, out)
 
-    def stream(self, messages: list[dict[str, str]], adapter: str, base: str | None = None, **sampling: Any) -> Stream:
+    def stream(self, messages: list[dict[str, str]], adapter: str, base: str | None = None, user: str = "", **sampling: Any) -> Stream:
         """Start an answer.
 
         Args:
             messages: turns of {role, content}. adapter: who speaks, as `chat.voices` reads it. base: None for the resident one.
-            sampling: fields of `Sampling`.
+            user: for fairness among many. sampling: fields of `Sampling`.
 
         Raises:
             StudioError: in words for the user.
         """
         chosen = self.bases.get(base) if base else self.default_base()
-        return self.chat.stream(messages, adapter, chosen, Sampling(**sampling))
+        return self.chat.stream(messages, adapter, chosen, Sampling(**sampling), user)
 
     def reply(self, messages: list[dict[str, str]], adapter: str, base: str | None = None, **sampling: Any) -> Reply:
         """A whole answer. Raises as `stream` does."""
@@ -440,12 +444,9 @@ class Studio:
         return self.chat.probe(messages, adapter, self.bases.get(base) if base else self.default_base())
 
     def base_of(self, adapter: str) -> BaseRecord:
-        """The base that an adapter was trained on; the default one for "base".
-
-        Raises:
-            NotFound: there is no such adapter.
-        """
-        return self.default_base() if adapter == BASE_NAME else self.bases.get(self.adapters.get(adapter).base_id)
+        """The base that a voice was trained on, the first of a blend's; the default one for "base". Raises as `voices.choose` does."""
+        parts = choose(adapter, self.speakers.get).parts
+        return self.bases.get(parts[0][0].base_id) if parts else self.default_base()
 
     def adapters_of(self, base: BaseRecord) -> list[AdapterRecord]:
         """Adapters that can speak through this base."""

@@ -19,7 +19,11 @@ from studio.errors import InvalidInput
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 # What a subprocess that trains or reads a file has no use for.
-SECRETS = ("RAY_AUTH_TOKEN", "STUDIO_RAY_TOKEN", "STUDIO_WEBHOOK_URL", "STUDIO_WEBHOOK_SECRET", "STUDIO_DATABASE_URL", "STUDIO_VLLM_KEY")
+SECRETS = (
+    "RAY_AUTH_TOKEN", "STUDIO_RAY_TOKEN", "STUDIO_WEBHOOK_URL", "STUDIO_WEBHOOK_SECRET", "STUDIO_DATABASE_URL", "STUDIO_API_KEY",
+    "STUDIO_VLLM_KEY",
+)  # fmt: skip
+SHORTEST_KEY = 20  # characters; what can be guessed is no key
 STARTER_BASE = "SmolLM2-135M-Instruct"
 
 
@@ -72,6 +76,7 @@ class Settings(BaseSettings):
     )
     ray_silence_s: float = Field(30.0, ge=3, description="a training that gives no sign of life for longer is given to another machine")
     shared_url: str = Field("", repr=False, description="folder or fsspec address that the studio and the cluster's machines share")
+    api_key: SecretStr = Field(SecretStr(""), description="a key of the HTTP API besides those in the database")
     log_level: LogLevel = Field("INFO", description="how much is logged to stderr")
 
     @model_validator(mode="after")
@@ -101,6 +106,16 @@ class Settings(BaseSettings):
             raise InvalidInput(
                 "STUDIO_BACKEND is vllm, so STUDIO_VLLM_URL should be its address, such as http://10.0.0.5:8000, without a password in "
                 "it; its key goes into STUDIO_VLLM_KEY."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_the_key(self) -> Self:
+        key = self.api_key.get_secret_value()
+        if key and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key):  # it is never repeated
+            raise InvalidInput(
+                f"The environment variable STUDIO_API_KEY should have at least {SHORTEST_KEY} letters, digits and signs of ASCII, without "
+                "a blank, such as what openssl rand -hex 32 prints. Change or unset it."
             )
         return self
 

@@ -67,7 +67,7 @@ class Served:
 @contextlib.contextmanager
 def serving(studio: Studio, host: str = "127.0.0.1", is_shared: bool = False) -> Iterator[Served]:
     """Serve the routes; `host` is what the door believes to listen on."""
-    access = Access(Keys(studio.api_keys), host, is_shared)
+    access = Access(Keys(studio.api_keys, secret=studio.settings.api_key.get_secret_value()), host, is_shared)
     port = free_port()
     config = uvicorn.Config(Starlette(routes=routes(studio, access)), port=port, log_level="warning")
     server = uvicorn.Server(config)

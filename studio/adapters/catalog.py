@@ -9,7 +9,7 @@ from storage.errors import DuplicateName, RecordNotFound
 from storage.records import AdapterRecord, BaseRecord
 from storage.repositories import Adapters
 from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound, OutOfSpace
-from studio.lora.files import AdapterWeights, BadAdapter, read_adapter
+from studio.lora.files import AdapterWeights, BadAdapter, read_revision
 from studio.names import checked_name, file_stem, listed
 
 
@@ -45,15 +45,16 @@ class AdapterCatalog:
         return self.folder / record.id
 
     def read(self, record: AdapterRecord) -> AdapterWeights:
-        """The adapter's weights.
+        """The adapter's weights, of the very content that its record names.
 
         Raises:
-            NotFound: its files are gone or broken; the record stays, so that it can be restored from a backup.
+            NotFound: its files are gone, broken, or others by now; the record stays, so that they can be restored from a backup.
         """
         try:
-            return read_adapter(self.path(record))
+            return read_revision(self.path(record), record.sha256)
         except BadAdapter as error:
-            raise NotFound(f"The files of adapter {record.name!r} cannot be used: {error}. Delete it and train it again.") from None
+            how = "Restore them from a backup, or delete it and train it again."
+            raise NotFound(f"The files of adapter {record.name!r} cannot be used: {error}. {how}") from None
 
     def rename(self, name_or_id: str, new_name: str) -> AdapterRecord:
         """Change an adapter's name; its files stay where they are.

@@ -11,7 +11,7 @@ from studio.api.keys import Keys
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 FORWARDED = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded")  # it came from elsewhere, through a proxy
-HOW = "Make one with: python -m studio key add LABEL, and send it as: Authorization: Bearer KEY."
+HOW = "Make one with: python -m studio key add LABEL, or set STUDIO_API_KEY, and send it as: Authorization: Bearer KEY."
 
 
 class Access:

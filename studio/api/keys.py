@@ -20,6 +20,7 @@ SHOWN = len(PREFIX) + 4  # the rest has more than 200 bits that nobody sees
 MAX_PER_MINUTE = 1_000_000
 NOTED_EVERY_S = 60.0  # a key that is used all the time is not a write to the database each time
 MAX_BUCKETS = 10_000
+ENVIRONMENT = "environment"  # the label and id of the key that STUDIO_API_KEY holds
 
 
 @dataclass
@@ -34,11 +35,19 @@ class Keys:
     """The keys of one studio.
 
     Args:
-        records: the table. clock: seconds that never go back. now: seconds since 1970.
+        records: the table. clock: seconds that never go back. now: seconds since 1970. secret: one more key, of the environment;
+            empty is none.
     """
 
-    def __init__(self, records: ApiKeys, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        records: ApiKeys,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        secret: str = "",
+    ) -> None:
         self._records, self._clock, self._now = records, clock, now
+        self._own = ApiKeyRecord(ENVIRONMENT, ENVIRONMENT, _hash(secret), "", 0, 0.0) if secret else None
         self._lock = threading.Lock()
         self._buckets: dict[str, _Bucket] = {}
         self._any = False
@@ -79,13 +88,15 @@ class Keys:
             raise NotFound(f"There is no key {key!r}; there are {there}. Name it by its id or by these characters.") from None
 
     def exist(self) -> bool:
-        """Whether a key was ever made; a revoked one counts."""
-        self._any = self._any or not self._records.is_empty()
+        """Whether a key was ever made; a revoked one counts, and that of the environment."""
+        self._any = self._any or self._own is not None or not self._records.is_empty()
         return self._any
 
     def find(self, key: str) -> ApiKeyRecord | None:
         """What is kept of a key, or None where it is wrong or revoked. Takes as long for one that is nearly right."""
         digest, found = _hash(key), None
+        if self._own is not None and hmac.compare_digest(self._own.sha256, digest):
+            return self._own
         for record in self._records.starting(key[:SHOWN]):
             if hmac.compare_digest(record.sha256, digest):
                 found = record

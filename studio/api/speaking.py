@@ -73,9 +73,10 @@ class Answers:
         Raises:
             StudioError: an answer failed.
         """
-        self._add(*self._first)
-        async for choice, text, tokens in self._pieces:
-            self._add(choice, text, tokens)
+        first, text, _ = self._first
+        first.text += text
+        async for choice, text, _ in self._pieces:
+            choice.text += text
         for choice in self._choices:
             choice.said = self._streams[choice.index].ticket.logprobs
         return self._form.whole(self._choices)
@@ -87,8 +88,8 @@ class Answers:
                 yield _event(chunk)
             told = [0] * len(self._choices)
             yield _event(self._chunk(*self._first, told))
-            async for choice, text, tokens in self._pieces:
-                yield _event(self._chunk(choice, text, tokens, told))
+            async for choice, text, known in self._pieces:
+                yield _event(self._chunk(choice, text, known, told))
             for chunk in self._form.usage(self._choices):
                 yield _event(chunk)
         except StudioError as error:
@@ -113,7 +114,7 @@ class Answers:
                 return
 
     async def _listen(self) -> AsyncIterator[tuple[Choice, str, int]]:
-        """Pieces of any answer, with its tokens by then; after the last one its stamp is there."""
+        """Pieces of any answer, with the number of its log-probabilities by then; after the last one its stamp is there."""
         left = list(self._choices)
         while left:
             await self._come.wait()
@@ -128,15 +129,11 @@ class Answers:
                     else:
                         yield choice, *piece
 
-    def _add(self, choice: Choice, text: str, tokens: int) -> None:
-        del tokens
-        choice.text += text
-
-    def _chunk(self, choice: Choice, text: str, tokens: int, told: list[int]) -> dict[str, Any]:
+    def _chunk(self, choice: Choice, text: str, known: int, told: list[int]) -> dict[str, Any]:
         if choice.stamp is not None:
             return self._form.end(choice)
-        said = self._streams[choice.index].ticket.logprobs[told[choice.index] : tokens]
-        told[choice.index] = tokens
+        said = self._streams[choice.index].ticket.logprobs[told[choice.index] : known]
+        told[choice.index] = known
         return self._form.piece(choice, text, said)
 
 

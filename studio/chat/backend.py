@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from storage.records import BaseRecord
 from studio.chat.bank import BASE, Voice
 from studio.chat.engine import Capacity, Engine
+from studio.chat.host import AdapterSource
 from studio.chat.sampling import Sampling
 from studio.chat.ticket import Ticket
 from studio.settings import Settings
@@ -56,6 +57,13 @@ class Backend(Protocol):
 
     def pin(self, sha256s: set[str]) -> None:
         """Adapters that keep their places once they have them."""
+
+    def prepare(self, source: AdapterSource) -> bool:
+        """Have an adapter at hand, so that the first who asks it does not wait; False where there is no place for it.
+
+        Raises:
+            StudioError: it cannot be read, or not be served.
+        """
 
     def close(self) -> None:
         """End; running and waiting requests end with a plain error."""

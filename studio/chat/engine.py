@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.chat.bank import BASE, Bank, BankFull, Voice
+from studio.chat.bank import BASE, Bank, BankFull, Part, Voice
 from studio.chat.graphs import with_graphs
 from studio.chat.host import AdapterSource, HostTier
 from studio.chat.kv import Kept, KvBatch, KvStore
@@ -33,7 +33,7 @@ from studio.errors import BaseUnavailable, StudioError
 from studio.lora.serving import Routing
 
 log = logging.getLogger(__name__)
-PINNED = "Every slot for adapters is pinned; unpin one, or raise STUDIO_SLOTS."
+PINNED = "Every slot for adapters is pinned; unpin one, or raise STUDIO_SLOTS, or STUDIO_SLOTS_MB where they take too much memory."
 PATIENCE_S = 2.0  # for so long others may pass a request for which there is no slot
 MB = 2**20
 
@@ -120,6 +120,19 @@ class Engine:
     def pin(self, sha256s: set[str]) -> None:
         """Adapters that keep their places once they have them."""
         self.call(lambda: self.bank.pin(sha256s))
+
+    def prepare(self, source: AdapterSource) -> bool:
+        """Give an adapter its slot now, so that the first who asks it does not wait; False where none is free.
+
+        Raises:
+            StudioError: it cannot be read, or does not fit the base.
+        """
+        self.host.want(source).result()  # here, so that the engine's thread does not wait for the disk
+        try:
+            self.call(lambda: self.bank.release(self.bank.acquire(Voice((Part(source),)))))
+        except BankFull:
+            return False
+        return True
 
     def call(self, work: Callable[[], Any]) -> Any:
         """Do something on the engine's thread, between two steps, and wait for it.
@@ -363,10 +376,10 @@ class Engine:
         row.token_ids.append(token_id)
         is_end = token_id in self._end_ids and not sampling.ignore_eos
         if sampling.logprobs is not None and not is_end:  # the end is no part of the text
-            ticket.logprobs.append(logprobs_of(logits, token_id, sampling.logprobs))
+            row.untold.append((row.speech.length, logprobs_of(logits, token_id, sampling.logprobs)))
         text = "" if is_end else row.speech.add(token_id)
         ticket.token_count = len(row.token_ids)
-        if text or sampling.logprobs is not None:
+        if row.tell() or text:
             ticket.say(text)
         if is_end or row.speech.is_stopped:
             return "stop"
@@ -399,7 +412,8 @@ class Engine:
         if reason == "failed":
             return
         ticket, count = row.ticket, len(row.token_ids)
-        if not row.speech.is_stopped and (rest := row.speech.rest()):
+        if not row.speech.is_stopped and ((rest := row.speech.rest()) or row.untold):
+            row.tell(is_over=True)
             ticket.say(rest)
         seconds = time.perf_counter() - row.started if row.started else 0.0
         rate = (count - 1) / seconds if count > 1 and seconds else 0.0

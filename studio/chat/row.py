@@ -6,6 +6,7 @@ import torch
 
 from studio.chat.bank import Lease
 from studio.chat.kv import KvBatch
+from studio.chat.sampling import TokenLogprob
 from studio.chat.speech import Speech
 from studio.chat.ticket import Ticket
 
@@ -25,6 +26,20 @@ class Row:
     started: float = 0.0
     ttft_ms: float = 0.0
     token_ids: list[int] = field(default_factory=list)
+    untold: list[tuple[int, TokenLogprob]] = field(default_factory=list)  # with where the text of each begins
+
+    def tell(self, is_over: bool = False) -> bool:
+        """Give away the log-probabilities of the tokens whose text was given away; whether there were any.
+
+        A token of a stop text alone is told to nobody, as its text is not; one that holds both is.
+
+        Args:
+            is_over: the reply ended by itself, so that all that is left belongs to it.
+        """
+        count = len(self.untold) if is_over else sum(at < self.speech.told for at, _ in self.untold)
+        self.ticket.logprobs += [logprob for _, logprob in self.untold[:count]]
+        del self.untold[:count]
+        return bool(count)
 
     @property
     def left(self) -> int:

@@ -1,24 +1,27 @@
 """What people and programs say to the chat: messages and an adapter's name in, a stamped reply out."""
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from storage.records import BaseRecord
-from studio.adapters.catalog import AdapterCatalog, check_base
+from storage.records import AdapterRecord, BaseRecord
+from studio.adapters.catalog import check_base
 from studio.bases.catalog import BaseCatalog
 from studio.chat.backend import Backend, Load
 from studio.chat.bank import Voice
 from studio.chat.probe import Probe, compare
 from studio.chat.sampling import Sampling
+from studio.chat.speakers import Speakers
 from studio.chat.stamp import Stamp
 from studio.chat.ticket import Finished, Ticket
 from studio.chat.tokens import TokenTexts
 from studio.chat.voices import BASE_NAME, Chosen, choose
 from studio.datasets.rendering import prompt_ids
-from studio.errors import BaseUnavailable, InvalidInput
+from studio.errors import BaseUnavailable, DatabaseUnavailable, InvalidInput, StudioError
 
+log = logging.getLogger(__name__)
 NOTHING_TO_ANSWER = "There is no message to answer; type one."
 
 # Turns of {role, content}, the last one the user's; or a text that is continued, without a chat template; or its tokens.
@@ -73,11 +76,13 @@ class Chat:
     """The resident base and everything that speaks through it.
 
     Args:
-        bases, adapters: the catalogs. load: puts a backend on a base, such as `backend_of` of the settings.
+        bases: the catalog. adapters: who can speak. load: puts a backend on a base, such as `backend_of` of the settings.
+        pinned: the adapters of a base that are to be kept ready.
     """
 
-    def __init__(self, bases: BaseCatalog, adapters: AdapterCatalog, load: Load) -> None:
+    def __init__(self, bases: BaseCatalog, adapters: Speakers, load: Load, pinned: Callable[[BaseRecord], Sequence[AdapterRecord]]) -> None:
         self.bases, self.adapters, self._load = bases, adapters, load
+        self._pinned, self._ready = pinned, frozenset[str]()  # content hashes that the backend was told
         self._lock = threading.Lock()
         self._backend: Backend | None = None
         self._base: BaseRecord | None = None
@@ -139,12 +144,38 @@ class Chat:
                 raise BaseUnavailable(
                     f"The chat's base is put aside while {self._put_aside[1]}; it comes back by itself when that is over."
                 )
-            if self._backend is not None and self._base is not None and self._base.id == base.id:
-                return self._backend
-            self._drop()
-            self._backend = self._load(base, self.bases.path(base))
-            self._base = base
+            if self._backend is None or self._base is None or self._base.id != base.id:
+                self._drop()
+                self._backend = self._load(base, self.bases.path(base))
+                self._base = base
+            self._keep_ready(self._backend, base)
             return self._backend
+
+    def keep_ready(self) -> None:
+        """Give slots to what is pinned by now, where a base is resident."""
+        with self._lock:
+            if self._backend is not None and self._base is not None:
+                self._keep_ready(self._backend, self._base)
+
+    def _keep_ready(self, backend: Backend, base: BaseRecord) -> None:
+        """Another program may have pinned something, or deleted what was."""
+        try:
+            records = self._pinned(base)
+        except DatabaseUnavailable as error:
+            log.warning("What is pinned stays as it was: %s", error)
+            return
+        wanted, before = frozenset(record.sha256 for record in records), self._ready
+        if wanted == before:
+            return
+        backend.pin(set(wanted))
+        self._ready = wanted
+        for record in (record for record in records if record.sha256 not in before):
+            [part] = Chosen(((record, 1.0),)).voice(self.adapters.read, self.adapters.path).parts
+            try:
+                if not backend.prepare(part.source):
+                    log.info("Every slot is in use; %s gets one when it is asked.", record.name)
+            except StudioError as error:
+                log.warning("The pinned adapter %s is not ready: %s", record.name, error)
 
     def stream(self, messages: list[dict[str, str]], adapter: str, base: BaseRecord, sampling: Sampling, user: str = "") -> Stream:
         """Start an answer to a conversation.
@@ -231,7 +262,7 @@ class Chat:
     def _drop(self) -> None:
         if self._backend is not None:
             self._backend.close()
-        self._backend, self._base = None, None
+        self._backend, self._base, self._ready = None, None, frozenset()
 
 
 def _tokens(prompt: Prompt, backend: Backend) -> list[int]:

@@ -20,21 +20,26 @@ class Speech:
         self._held = ""  # may be the beginning of a stop text
         self._ids: list[int] = []  # of a tokenizer that cannot stream
         self._said = 0
+        self.length = 0  # characters of all tokens so far
+        self.told = 0  # of those that were given away
         self.is_stopped = False
 
     def add(self, token_id: int) -> str:
         """The text that a token completes; empty where it completes none."""
-        text = self._held + self._decoded(token_id)
+        new = self._decoded(token_id)
+        text, self.length = self._held + new, self.length + len(new)
         for stop in self._stops:
             if (at := text.find(stop)) >= 0:
                 self.is_stopped, text = True, text[:at]
         count = 0 if self.is_stopped else max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - count :]
+        self.told += len(text) - count
         return text[: len(text) - count]
 
     def rest(self) -> str:
         """What was held back and is no stop text after all."""
         held, self._held = self._held, ""
+        self.told += len(held)
         return held
 
     def _decoded(self, token_id: int) -> str:

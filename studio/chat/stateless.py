@@ -258,6 +258,11 @@ class StatelessBackend:
     def pin(self, sha256s: set[str]) -> None:
         """Nothing: no process has places to keep."""
 
+    def prepare(self, source: AdapterSource) -> bool:
+        """Nothing, as of `pin`: each call reads what it needs."""
+        del source
+        return True
+
     def close(self) -> None:
         """End all calls, and give the base back."""
         with self._door:

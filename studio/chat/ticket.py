@@ -51,7 +51,7 @@ class Ticket:
     wants_distribution: bool = False
     finished: Finished | None = None
     distribution: Tensor | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list)  # of each token, where they are wished
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of each token of the text, where they are wished
     token_count: int = 0  # of the reply, so far
     submitted: float = field(default_factory=time.perf_counter)
     reading: "list[Future[Loaded]]" = field(default_factory=list)  # its adapters that were not in memory when it came
@@ -76,7 +76,7 @@ class Ticket:
         self._wake()
 
     def pieces(self) -> Iterator[tuple[str, int]]:
-        """Pieces of text, each with the number of tokens that the reply has by then.
+        """Pieces of text, each with the number of log-probabilities that are told by then.
 
         Raises:
             StudioError: the request failed; in words for the user.
@@ -112,7 +112,7 @@ class Ticket:
 
     def say(self, text: str) -> None:
         """From the engine: a piece of text."""
-        self._pieces.put((text, self.token_count))
+        self._pieces.put((text, len(self.logprobs)))
         self._heard()
 
     def end(self, error: Exception | None = None) -> None:

@@ -216,6 +216,16 @@ class VllmBackend:
         """These stay loaded once they are."""
         self.adapters.pinned = set(sha256s)
 
+    def prepare(self, source: AdapterSource) -> bool:
+        """Have it loaded on the server. Raises as of `Backend`."""
+
+        async def work() -> None:
+            await self.adapters.acquire(self._client, source)
+            self.adapters.release(source.sha256)
+
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result()
+        return True
+
     def close(self) -> None:
         """End the thread. Adapters stay loaded on the server."""
         with self._door:

@@ -3,9 +3,11 @@
 wizard                     an adapter by its name or id
 wizard@3f9c02              the same, refused where its content is another by now
 wizard:0.7+pirate:0.3      a weighted sum; a weight goes from 0 to 2, and is 1 where left out
+job:wizard@120             a training as it stood at a checkpoint (see `speakers`), also with a weight or in a sum
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ from studio.errors import InvalidInput, NotFound
 from studio.lora.files import AdapterWeights
 
 BASE_NAME = "base"
+CHECKPOINT = re.compile(r"job:(?P<job>.+)@(?P<step>[0-9]{1,9})", re.DOTALL)
 MAX_PARTS = 8
 MAX_WEIGHT = 2.0
 MIN_REVISION = 6  # characters of a content hash
@@ -105,6 +108,8 @@ def _revision(name: str, get: Callable[[str], AdapterRecord]) -> AdapterRecord:
     try:
         return get(name)
     except NotFound:
+        if CHECKPOINT.fullmatch(name):
+            raise
         name, sign, revision = name.rpartition("@")
         if not sign:
             raise

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from storage import files
-from studio.training.progress import CHECKPOINTS, STEP
+from studio.training.progress import CHECKPOINTS, STEP, step_folder
 
 
 class Checkpoints:
@@ -22,8 +22,16 @@ class Checkpoints:
 
     def resume_step(self, job_id: str) -> int | None:
         """The step at which the next attempt goes on, or None where it begins at the start."""
+        return max(self.steps(job_id), default=None)
+
+    def steps(self, job_id: str) -> list[int]:
+        """The steps that there are checkpoints of, lowest first."""
         steps = (entry.name.removeprefix(STEP) for entry in self.path(job_id).glob(f"{STEP}*"))
-        return max((int(step) for step in steps if step.isdecimal()), default=None)
+        return sorted(int(step) for step in steps if step.isdecimal())
+
+    def at(self, job_id: str, step: int) -> Path:
+        """The folder of one checkpoint; it need not exist."""
+        return self.path(job_id) / step_folder(step)
 
     def jobs(self) -> list[str]:
         """The ids of the jobs that have any."""

@@ -120,6 +120,22 @@ def read_adapter(folder: Path) -> AdapterWeights:
     return weights(config, folder / WEIGHTS_FILE)
 
 
+def read_revision(folder: Path, sha256: str) -> AdapterWeights:
+    """Read an adapter whose content has this hash.
+
+    Raises:
+        BadAdapter: as `read_adapter`; or the content is another.
+    """
+    weights = read_adapter(folder)
+    try:
+        found = adapter_sha256(folder)
+    except OSError as error:
+        raise BadAdapter(f"its content cannot be checked ({error.strerror or type(error).__name__})") from None
+    if found != sha256:
+        raise BadAdapter(f"they were changed, and hold {found[:12]} where {sha256[:12]} is expected")
+    return weights
+
+
 def adapter_sha256(folder: Path) -> str:
     """SHA-256 over both files: the identity of an adapter's content."""
     digest = hashlib.sha256()

@@ -1,6 +1,7 @@
 """Checkpoints: all that the next step depends on, written complete or not at all, as safetensors and JSON.
 
-A training that goes on from one ends, on the CPU, with the same bits as one that was never stopped.
+A training that goes on from one ends, on the CPU, with the same bits as one that was never stopped. Beside it lies the adapter as it
+stood then, in PEFT's format, so that one can talk to it.
 """
 
 import json
@@ -8,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from storage import files
-from studio.training.progress import STEP
+from studio.training.progress import STEP, step_folder
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+NOTHING: Mapping[str, bytes] = MappingProxyType({})
 log = logging.getLogger(__name__)
 
 
@@ -42,13 +45,16 @@ class CheckpointFolder:
     def __init__(self, folder: Path, identity: str, keep: int) -> None:
         self.folder, self.identity, self.keep = folder, identity, keep
 
-    def save(self, snapshot: Snapshot) -> None:
+    def save(self, snapshot: Snapshot, adapter: Mapping[str, bytes] = NOTHING) -> None:
         """Write a checkpoint, then remove those that are more than `keep`.
+
+        Args:
+            adapter: files that lie beside it, by name.
 
         Raises:
             OSError: for example a full disk; the earlier checkpoints are untouched.
         """
-        target = self.folder / f"{STEP}{snapshot.step:09d}"
+        target = self.folder / step_folder(snapshot.step)
         for unusable in self._folders():
             if unusable.name >= target.name:  # or the training would have gone on from there
                 files.remove_folder(unusable)
@@ -58,6 +64,8 @@ class CheckpointFolder:
             except SafetensorError as error:
                 raise OSError(str(error).rpartition("I/O error: ")[2]) from None
             (partial / STATE).write_text(json.dumps({"identity": self.identity, "step": snapshot.step, **snapshot.state}))
+            for name, data in adapter.items():
+                (partial / name).write_bytes(data)
         for old in self._folders()[self.keep :]:
             files.remove_folder(old)
 

@@ -17,7 +17,7 @@ from studio.datasets.rendering import Example
 from studio.errors import Diverged, InvalidInput, OutOfMemory
 from studio.lora.adapter import AdapterSpec, Attached, Original, attach
 from studio.lora.errors import UnsuitableOption
-from studio.lora.files import AdapterWeights
+from studio.lora.files import AdapterWeights, encode_adapter
 from studio.lora.frozen import freeze_quantized
 from studio.lora.layers import LoraLinear
 from studio.lora.product import share_inputs
@@ -56,7 +56,7 @@ class Trainer:
             ones, targets are wrapped. examples: rendered rows. config: the job's. emit: takes events.
         tokenizer: for sample answers; none without it. original: unquantized weights by layer, for the start loftq.
         checkpoints: where to keep them, and to look for one to go on from. team: the processes that train together.
-        control: where to look for what is wished of the training.
+        control: where to look for what is wished of the training. base_name: is written into the adapters of checkpoints.
 
     Raises:
         InvalidInput: an option does not fit the model, or no row is left to train on.
@@ -74,9 +74,10 @@ class Trainer:
         checkpoints: CheckpointFolder | None = None,
         team: Team | None = None,
         control: Control | None = None,
+        base_name: str = "",
     ) -> None:
         self.model, self.config, self.emit, self.tokenizer = model, config, emit, tokenizer
-        self.checkpoints, self.team, self.control = checkpoints, team or Team(), control
+        self.checkpoints, self.team, self.control, self.base_name = checkpoints, team or Team(), control, base_name
         train, held = split_held_out(len(examples), config.held_out, config.seed)
         if not train:
             raise InvalidInput("No row is left to train on; raise max_length or add examples.")
@@ -342,7 +343,7 @@ class Trainer:
         if self.checkpoints is None or not self.team.leads:
             return
         try:
-            self.checkpoints.save(self._snapshot())
+            self.checkpoints.save(self._snapshot(), encode_adapter(self.weights(), self.base_name, self.config.dropout))
         except OSError as error:  # the disk may have room again when the adapter is there
             self.emit("notice", text=f"The checkpoint of step {self.at.step} could not be written ({error}); the training goes on.")
         else:

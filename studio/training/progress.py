@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 CHECKPOINTS, STEP = "checkpoints", "step-"  # a job's folder of checkpoints, and the start of the name of each
 
 
+def step_folder(step: int) -> str:
+    """What the checkpoint of a step is called; in the order of the alphabet they are in the order of the steps."""
+    return f"{STEP}{step:09d}"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Held-out loss in nats a trained token, and the share of those tokens that were the likeliest."""

@@ -102,6 +102,7 @@ def train(spec: JobSpec, emit: Emit) -> None:
         checkpoints=CheckpointFolder(Path(spec.job_folder) / CHECKPOINTS, identity(spec), config.keep_checkpoints),
         team=team,
         control=Control(Path(spec.job_folder), spec.attempt),
+        base_name=spec.base_name,
     )
     emit("state", state="training")
     try:

@@ -86,7 +86,8 @@ def build_page(studio: "Studio") -> gr.Blocks:
 
 
 def _door(studio: "Studio") -> Access:
-    return Access(Keys(studio.api_keys), studio.settings.host, studio.settings.share)
+    keys = Keys(studio.api_keys, secret=studio.settings.api_key.get_secret_value())
+    return Access(keys, studio.settings.host, studio.settings.share)
 
 
 def _named(built: tuple[Any, ...]) -> dict[str, Any]:
@@ -112,7 +113,7 @@ class _Events:
             opened = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
             return opened, gr.skip(), gr.skip(), LINKED, asked.get("job", "")[:MOST_VIEW], talk
         try:
-            record = self.studio.adapters.get(name)
+            record = self.studio.speakers.get(name)
         except StudioError as error:
             return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), LINKED, "", talk
         return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), "", LINKED, "", talk

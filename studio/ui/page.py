@@ -108,10 +108,13 @@ def dataset_choices(studio: "Studio", chosen: str | None) -> list[tuple[str, str
 
 
 def voices(studio: "Studio") -> list[tuple[str, str]]:
-    """Who can speak through the resident base: (name, id), the base itself first, and a blend where there are adapters for it."""
+    """Who can speak through the resident base: (name, id), the base itself first, then adapters, then checkpoints of trainings that
+    are not done, and a blend where there is something to blend."""
     try:
-        adapters = studio.adapters_of(studio.default_base())
+        base = studio.default_base()
+        speakers = [(adapter.name, adapter.id) for adapter in studio.adapters_of(base)]
+        speakers += [(kept.label, kept.id) for kept in studio.speakers.checkpoints(base)]
     except NotFound:
-        adapters = []
-    blend = [("Blend…", BLEND)] if len(adapters) > 1 else []
-    return [(present.BASE_LABEL, "base"), *((a.name, a.id) for a in adapters), *blend]
+        speakers = []
+    blend = [("Blend…", BLEND)] if len(speakers) > 1 else []
+    return [(present.BASE_LABEL, "base"), *speakers, *blend]

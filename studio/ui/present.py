@@ -37,6 +37,7 @@ METRIC_NAMES = {
     "truncated": "rows cut",
     "dropped": "rows left out",
 }
+CHECKPOINT = re.compile(r"job:(.+?)@(\d{1,9})(?=[:+]|$)")  # as `chat.voices` writes it, here also inside a blend
 CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
 MARK = (
@@ -363,7 +364,12 @@ def _metric(key: str, value: Any) -> str:
 
 def speaker(stamp: "Stamp") -> str:
     """The name that a stamp shows."""
-    return stamp.adapter if stamp.adapter_sha256 else BASE_LABEL
+    return spoken(stamp.adapter) if stamp.adapter_sha256 else BASE_LABEL
+
+
+def spoken(label: str) -> str:
+    """A voice's label as people read it: "job:wizard@120" is "wizard, step 120"."""
+    return CHECKPOINT.sub(r"\1, step \2", label)
 
 
 def stamp_line(stamp: "Stamp") -> str:

@@ -15,7 +15,7 @@ from studio.ui.present import button, dots, error_card, hint, note_card, time_ta
 if TYPE_CHECKING:
     from storage.records import ApiKeyRecord
 
-ELSEWHERE = "Keys are made and revoked on the studio's own machine: python -m studio key add LABEL."
+ELSEWHERE = "Keys are made on the studio's own machine with: python -m studio key add LABEL, or set as STUDIO_API_KEY where it is started."
 OPEN = "Programs of this machine need no key as long as none was ever made; from the first one on, all do."
 BODY = '{"model": "base", "messages": [{"role": "user", "content": "Hello"}]}'
 

@@ -170,6 +170,37 @@ def test_a_blend_and_a_weight_answer_at_once(page: Page, chat_url: str) -> None:
     expect(page.locator("#chat .as-stamp")).to_have_count(2)
 
 
+def test_a_reload_sets_the_sliders_of_a_blend_again(page: Page, chat_url: str) -> None:
+    begin(page, chat_url)
+    choose(page, "chat-adapter", "Blend…")
+    expect(page.locator("#chat-voice")).to_contain_text(re.compile(rf"{EVIL}\s+0.5\s*wizard\s+0.5"))  # the two newest
+    page.locator("#chat-blend-weight-2 input[type=number]").fill("1.35")
+    page.locator("#chat-blend-weight-2 input[type=number]").press("Tab")
+    expect(page.locator("#chat-voice")).to_contain_text(re.compile(r"wizard\s+1.35"))
+    ask(page, "Both of you again?")
+    page.reload()
+    expect(page.locator("#chat-adapter input")).to_have_value("Blend…")
+    expect(page.locator("#chat-voice")).to_contain_text(re.compile(rf"{EVIL}\s+0.5\s*wizard\s+1.35"))
+    expect(page.locator("#chat-blend-name-1 input")).to_have_value(EVIL)
+    expect(page.locator("#chat-blend-weight-2 input[type=number]")).to_have_value("1.35")
+    choose(page, "chat-adapter", "wizard")
+    expect(page.locator("#chat-voice")).to_contain_text("rank 2")
+    expect(page.locator("#chat-weight input[type=number]")).to_have_value("1")
+
+
+def test_an_adapter_is_kept_ready_and_let_go(page: Page, chat_url: str, other: Studio) -> None:
+    begin(page, chat_url)
+    choose(page, "chat-adapter", EVIL)
+    page.get_by_role("button", name=f"Keep it ready: {EVIL}").click()
+    expect(page.locator("#chat-voice")).to_contain_text("kept ready")
+    assert [record.name for record in other.pins.all()] == [EVIL]
+    page.reload()
+    choose(page, "chat-adapter", EVIL)
+    page.get_by_role("button", name=f"Unpin: {EVIL}").click()
+    expect(page.locator("#chat-voice")).to_contain_text("Keep it ready")
+    assert other.pins.all() == []
+
+
 def test_a_blind_vote_counts_and_tells_who_it_was(page: Page, chat_url: str, other: Studio) -> None:
     begin(page, chat_url)
     choose(page, "chat-adapter", "wizard")
@@ -258,6 +289,7 @@ def test_the_tab_never_scrolls_sideways(page: Page, chat_url: str, width: int) -
     page.set_viewport_size({"width": width, "height": 844})
     begin(page, chat_url)
     choose(page, "chat-adapter", "Blend…")
+    expect(page.locator("#chat-voice")).to_contain_text("wizard")  # the blend's places are filled
     ask(page, "x" * 300)
     page.get_by_label("Compare side by side").check()
     page.locator("#chat-compare-options").wait_for()

@@ -187,6 +187,36 @@ def test_a_stop_text_ends_a_reply_and_is_no_part_of_it(client: OpenAI) -> None:
         assert (reply.message.content, reply.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
+@pytest.mark.parametrize("start", [0, 5, 9, 14])
+def test_tokens_of_a_stop_text_are_not_among_the_logprobs(client: OpenAI, start: int) -> None:
+    asked: dict[str, Any] = {"model": "wizard", "logprobs": True, **GREEDY}
+    whole = client.chat.completions.create(**asked).choices[0]
+    text, tokens = str(whole.message.content), [bytes(token.bytes) for token in _content(whole)]
+    stop = text[start : start + 4]
+    at = text.index(stop)
+    assert "\ufffd" not in text[: at + 4]
+    said = next(count for count in range(len(tokens)) if len(b"".join(tokens[:count])) >= len(text[:at].encode()))
+    reply = client.chat.completions.create(stop=stop, **asked).choices[0]
+    assert (reply.message.content, reply.finish_reason) == (text[:at], "stop")
+    assert [bytes(token.bytes) for token in _content(reply)] == tokens[:said]
+    told, heard = list[bytes](), ""
+    for chunk in client.chat.completions.create(stop=stop, stream=True, **asked):
+        heard += chunk.choices[0].delta.content or ""
+        told += [bytes(token.bytes) for token in _content(chunk.choices[0])]
+        assert len(b"".join(told)) >= len(heard.encode())  # a text never comes before its tokens
+    assert (heard, told) == (text[:at], tokens[:said])
+
+
+def test_tokens_that_might_have_begun_a_stop_text_are_told_in_the_end(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "wizard", "logprobs": True, **GREEDY, "max_tokens": 10}
+    whole = client.chat.completions.create(**asked).choices[0]
+    text = str(whole.message.content)
+    for stream in (False, True):
+        found = client.chat.completions.create(stop=text[-3:] + "\0", stream=stream, **asked)
+        choices = [chunk.choices[0] for chunk in found] if stream else [found.choices[0]]
+        assert [token.token for choice in choices for token in _content(choice)] == [token.token for token in _content(whole)]
+
+
 def test_options_reach_the_sampler(client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": "base", "messages": HELLO, "max_completion_tokens": 20, "seed": 3, "temperature": 2}
     plain = client.chat.completions.create(**asked, extra_body={"ignore_eos": True})

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import SecretStr
 from sqlalchemy.exc import IntegrityError
 from starlette.requests import Request
 
@@ -154,10 +155,42 @@ def test_once_a_key_was_made_all_need_one(keys: Keys) -> None:
     assert status(access, asked()) == status(access, asked(authorization=f"Bearer {key}")) == 401
 
 
+SECRET = "a-long-secret-of-the-environment"
+
+
+def test_the_key_of_the_environment_opens_and_is_kept_nowhere(database: Database) -> None:
+    keys = Keys(ApiKeys(database), secret=SECRET)
+    record = keys.find(SECRET)
+    assert record is not None and (record.label, record.id, record.per_minute) == ("environment", "environment", 0)
+    for wrong in ("", SECRET[:-1], SECRET + "x", SECRET.upper(), "environment", record.sha256):
+        assert keys.find(wrong) is None
+    assert keys.exist() and keys.all() == [] and ApiKeys(database).is_empty()
+    assert keys.wait_s(record) == 0 and SECRET not in repr(record)
+    with pytest.raises(NotFound):
+        keys.revoke("environment")
+    made, _ = keys.make("another")
+    assert keys.find(made) is not None and Keys(ApiKeys(database)).find(SECRET) is None
+
+
+def test_with_a_key_in_the_environment_all_need_one(database: Database) -> None:
+    access = Access(Keys(ApiKeys(database), secret=SECRET), "127.0.0.1", False)
+    assert status(access, asked()) == status(access, asked(authorization="Bearer none")) == 401
+    assert access.check(asked("10.0.0.7", authorization=f"Bearer {SECRET}")) == "environment"
+
+
 @pytest.fixture
 def guarded(studio: Studio) -> Iterator[Any]:
     with serving(studio, host="0.0.0.0") as served:
         yield served
+
+
+def test_the_official_client_opens_with_the_key_of_the_environment(studio: Studio) -> None:
+    studio.settings = studio.settings.model_copy(update={"api_key": SecretStr(SECRET)})
+    with serving(studio, host="0.0.0.0") as served:
+        assert served.client(SECRET).models.list().data
+        with pytest.raises(openai.AuthenticationError, match="wrong or was revoked") as refused:
+            served.client("sk-studio-wrong").models.list()
+    assert SECRET not in str(refused.value) and SECRET not in repr(studio.settings)
 
 
 def test_the_official_client_is_told_of_wrong_keys_and_limits(guarded: Any) -> None:

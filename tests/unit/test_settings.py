@@ -79,6 +79,7 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("ray_command", "cd /srv && python -m x", "cd /srv && python -m x"),
         ("ray_silence_s", "10", 10.0),
         ("shared_url", "s3://bucket/studio", "s3://bucket/studio"),
+        ("api_key", "x" * 20, SecretStr("x" * 20)),
         ("log_level", "DEBUG", "DEBUG"),
     ],
 )
@@ -170,6 +171,19 @@ def test_a_webhook_needs_a_secret_which_is_never_shown(monkeypatch: pytest.Monke
         and "geheim" not in f"{settings!r}{settings}"
         and "hook-key" not in repr(settings)
     )
+
+
+@pytest.mark.parametrize("text", ["geheim", "geheim" * 3, "geheim geheim geheim geheim", "geheim" * 4 + "ü", "geheim" * 4 + "\n"])
+def test_a_key_that_can_be_guessed_or_sent_by_nobody_is_refused_unseen(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("STUDIO_API_KEY", text)
+    assert "STUDIO_API_KEY should have at least 20 letters" in refusal() and "geheim" not in refusal()
+
+
+def test_the_key_of_the_environment_is_never_shown_or_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDIO_API_KEY", "geheim" * 5)
+    settings = load_settings()
+    assert settings.api_key.get_secret_value() == "geheim" * 5 and "geheim" not in f"{settings!r}{settings}"
+    assert "geheim" not in str(command_environment())
 
 
 RAY = {"EXECUTOR": "ray", "RAY_ADDRESS": "http://10.0.0.5:8265", "RAY_TOKEN": "geheim", "SHARED_URL": "s3://bucket/studio"}

@@ -10,6 +10,7 @@ from studio.chat.conversations import Placed
 from studio.chat.probe import Moved, Probe
 from studio.chat.stamp import Stamp
 from studio.errors import InvalidInput
+from studio.ui import present
 from studio.ui.chat import show, voice
 from studio.ui.page import BLEND
 
@@ -68,6 +69,29 @@ def test_arrows_lead_to_siblings_and_end_at_the_ends() -> None:
     assert "Answer" not in show.tools(Placed(QUESTION, ("m1",)), False)
 
 
+def test_an_adapter_is_pinned_where_it_is_chosen_and_a_checkpoint_is_not() -> None:
+    plain, pinned = (show.voice([(ADAPTER, 1.0)], "tiny", NOW, pinned) for pinned in ({"a9"}, {"a1"}))
+    assert 'data-action="pin" data-id="a1"' in plain and "Keep it ready" in plain and "unpin" not in plain
+    assert 'data-action="unpin" data-id="a1"' in pinned and "kept ready" in pinned
+    kept = show.voice([(replace(ADAPTER, id="job:j1@40", name="job:bird@40"), 1.0)], "tiny", NOW)
+    assert "bird, step 40" in kept and "data-action" not in kept
+    assert "data-action" not in show.voice([], "tiny", NOW) + show.voice([(ADAPTER, 0.7), (ADAPTER, 0.3)], "tiny", NOW)
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        ("bird", "bird"),
+        ("job:bird@40", "bird, step 40"),
+        ("job:bird@40:0.5+wizard:0.5", "bird, step 40:0.5+wizard:0.5"),
+        ("job:bird@40:0.5+job:bird@80", "bird, step 40:0.5+bird, step 80"),
+        ("bird@3f9c02:0.5", "bird@3f9c02:0.5"),
+    ],
+)
+def test_labels_of_checkpoints_are_told_in_words(label: str, text: str) -> None:
+    assert present.spoken(label) == text
+
+
 def test_names_are_hidden_until_the_vote() -> None:
     columns = [show.Column("one", replace(STAMP, adapter="wizard")), show.Column("", replace(STAMP, adapter="base", adapter_sha256=""))]
     blind = show.comparison("Hello", columns, None, is_over=True, seeds=(7, 8))
@@ -87,7 +111,7 @@ def test_a_probe_says_it_in_words_then_in_numbers() -> None:
     assert "moves next to nothing" in show.probe(Probe("wizard", SHA, 0.001, 0.0, (), ()))
 
 
-PARTS = voice.VoiceParts("adapter", None, None, "weight", None, ["n1", "n2", "n3", "n4"], ["w1", "w2", "w3", "w4"])  # type: ignore[arg-type,list-item]
+PARTS = voice.VoiceParts("adapter", None, None, "weight", None, ["n1", "n2", "n3", "n4"], ["w1", "w2", "w3", "w4"], "restored")  # type: ignore[arg-type,list-item]
 NONE = {"n1": "", "n2": "", "n3": "", "n4": "", "w1": 0.5, "w2": 0.5, "w3": 0.5, "w4": 0.5}
 
 

@@ -10,7 +10,7 @@ import gradio as gr
 from studio.errors import InvalidInput, StudioError
 from studio.ui import present
 from studio.ui.chat import show
-from studio.ui.chat.speaking import LOADING, Hearing, Speaking, sampling_of, seed_of
+from studio.ui.chat.speaking import LOADING, Hearing, Speaking, sampling_of, seed_of, user_of
 from studio.ui.chat.voice import BASE, voice_of
 from studio.ui.conversation import Turn, paced, to_model
 from studio.ui.page import BLEND, QUIET, Page, action, fragment, voices
@@ -137,7 +137,8 @@ class Comparing:
         streams: dict[str, Stream] = {}
         try:
             for place, (voice, seed) in enumerate(zip(asked, seeds, strict=True)):
-                streams[str(place)] = self.studio.stream(turns, voice, **{**sampling_of(self.page, values), "seed": seed})
+                sampling = {**sampling_of(self.page, values), "seed": seed}
+                streams[str(place)] = self.studio.stream(turns, voice, user=user_of(session), **sampling)
                 hearing.add(streams[str(place)])
             for said in paced(streams):
                 columns = [show.Column(said[key]) for key in streams]

@@ -3,12 +3,12 @@
 Everything that a person or a model wrote goes through `esc` before it becomes HTML.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape as esc
 from typing import TYPE_CHECKING
 
-from studio.ui.present import BASE_LABEL, button, dots, glyph, hue, kind, loss_change, stamp_line, time_tag
+from studio.ui.present import BASE_LABEL, button, dots, glyph, hue, kind, loss_change, spoken, stamp_line, time_tag
 
 if TYPE_CHECKING:
     from storage.records import AdapterRecord, ConversationRecord, PromptRecord
@@ -96,23 +96,38 @@ def _excerpt(text: str) -> str:
 # Who speaks
 
 
-def voice(parts: "Sequence[tuple[AdapterRecord, float]]", base: str, now: float | None = None) -> str:
-    """One line about who would answer now: the base, an adapter, or a blend."""
+def voice(
+    parts: "Sequence[tuple[AdapterRecord, float]]", base: str, now: float | None = None, pinned: Collection[str] = frozenset()
+) -> str:
+    """One line about who would answer now: the base, an adapter, or a blend.
+
+    Args:
+        pinned: ids of the adapters that are kept ready.
+    """
     if not parts:
         told = [f"<b>{BASE_LABEL}</b>", esc(base), "no adapter"]
         return f'<div class="as-voice-line">{glyph("", 3)}<span>{dots(told)}</span></div>'
     if len(parts) == 1:
         [(record, weight)] = parts
         at = "" if weight == 1 else f"weight {weight:g}"
-        told = [f"<b>{esc(record.name)}</b>", at, kind(record), loss_change(record.metrics), time_tag(record.created_at, now)]
-        who = f"{glyph(record.sha256, 3)}<span>{dots(told)}</span>"
+        told = [f"<b>{esc(spoken(record.name))}</b>", at, kind(record), loss_change(record.metrics), time_tag(record.created_at, now)]
+        who = f"{glyph(record.sha256, 3)}<span>{dots(told)}</span>{_pin(record, record.id in pinned)}"
         return f'<div class="as-voice-line" style="--hue:{hue(record.sha256)}">{who}</div>'
     names = "".join(
-        f'<span class="as-blend-part" style="--hue:{hue(record.sha256)}">{glyph(record.sha256, 3)} <b>{esc(record.name)}</b>'
-        f" {weight:g}</span>"
+        f'<span class="as-blend-part" style="--hue:{hue(record.sha256)}">{glyph(record.sha256, 3)} '
+        f"<b>{esc(spoken(record.name))}</b> {weight:g}</span>"
         for record, weight in parts
     )
     return f'<div class="as-voice-line as-blend-line">{names}</div>'
+
+
+def _pin(record: "AdapterRecord", is_pinned: bool) -> str:
+    """Whether an adapter is kept ready, and the way to change it. A checkpoint is not: the next one takes its place."""
+    if record.id.startswith("job:"):
+        return ""
+    label, act = ("Unpin", "unpin") if is_pinned else ("Keep it ready", "pin")
+    badge = '<span class="as-badge as-done">kept ready</span>' if is_pinned else ""
+    return f'<span class="as-pin">{badge}{button(label, act, record.id, look="small", about=record.name)}</span>'
 
 
 # Side by side
@@ -168,7 +183,7 @@ def probe(found: "Probe") -> str:
     tables = "".join(_moved(title, rows) for title, rows in (("Gains", found.gained), ("Loses", found.lost)) if rows)
     style = f' style="--hue:{hue(found.sha256)}"' if found.sha256 else ""
     return (
-        f'<div class="as-card as-probe" role="status"{style}><p>{glyph(found.sha256, 3)} <b>{esc(found.voice)}</b> {said}</p>'
+        f'<div class="as-card as-probe" role="status"{style}><p>{glyph(found.sha256, 3)} <b>{esc(spoken(found.voice))}</b> {said}</p>'
         f'<div class="as-probe-bar" aria-hidden="true"><span style="width:{100 * share:.1f}%"></span></div>'
         f'<p class="as-hint">{numbers}</p><div class="as-probe-tables">{tables}</div></div>'
     )

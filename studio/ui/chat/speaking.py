@@ -1,5 +1,6 @@
 """Answers: a message is sent, a reply is regenerated, and both are stored whatever becomes of the browser."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,11 @@ def sampling_of(page: Page, values: Values) -> dict[str, Any]:
         "max_tokens": int(values[tab.length]),
         "seed": seed_of(page, values),
     }
+
+
+def user_of(session: str) -> str:
+    """Who a browser is to the engine, which lets users take turns; no key or program has such a name."""
+    return f"page-{hashlib.sha256(session.encode()).hexdigest()[:16]}"
 
 
 @dataclass
@@ -125,7 +131,7 @@ class Speaking:
         try:
             system, voice = values[self.tab.system] or "", voice_of(self.tab.voice, values)
             turns = to_model([*(placed.message for placed in before), question], system)
-            stream = self.studio.stream(turns, voice, **sampling_of(self.page, values))
+            stream = self.studio.stream(turns, voice, user=user_of(session), **sampling_of(self.page, values))
             recorded = self._recorded(values, before, asked, stream, system)
             hearing.add(recorded)
             yield from self._listen(recorded, [*first, *on_its_way([question])])

@@ -10,7 +10,8 @@ from studio.errors import NotFound, StudioError
 from studio.ui import present
 from studio.ui.chat import show
 from studio.ui.chat.transcript import Looks
-from studio.ui.page import QUIET, Page, action, fragment, html, kept, voices
+from studio.ui.chat.voice import as_said
+from studio.ui.page import QUIET, Page, action, fragment, html, kept
 
 if TYPE_CHECKING:
     from studio.services import Studio
@@ -91,11 +92,10 @@ class Talks:
             return {**closed, **self.looks.shown(""), self.list.message: gone}
 
     def _last_voice(self, talk: str) -> Values:
-        """Choose whoever spoke last, where it is an adapter that can speak now."""
+        """Choose whoever spoke last, with its weights, where it can speak now."""
         branch = self.talks.branch(talk) if talk else []
-        choices = voices(self.studio)
-        known = [placed.message.adapter_id for placed in branch if placed.message.adapter_id in {key for _, key in choices}]
-        return {self.page.chat.adapter: gr.Dropdown(choices=choices, value=known[-1])} if known else {}
+        replies = [placed.message for placed in branch if placed.message.role == "assistant"]
+        return as_said(self.studio, self.page.chat.voice, replies[-1]) if replies else {}
 
     def act(self, values: Values, event: gr.EventData) -> Values:
         """A button of the list."""
@@ -155,7 +155,8 @@ def _key(before: str) -> tuple[float, str] | None:
 def wire(page: Page, studio: "Studio", looks: Looks) -> dict[str, Any]:
     """Bind the events; returns the one that draws the list again, for others to chain."""
     parts, events, tab = page.chat.talks, Talks(studio, page, looks), page.chat
-    opened = [page.talk, page.leaf, tab.transcript.chat, tab.transcript.edited, tab.transcript.note, tab.system, tab.trouble, tab.adapter]
+    opened = [page.talk, page.leaf, tab.transcript.chat, tab.transcript.edited, tab.transcript.note, tab.system, tab.trouble]
+    opened += tab.voice.set_together
     own = [tab.compare.on, parts.rows, parts.before, parts.message, parts.naming, parts.confirm, parts.title, parts.file, parts.made]
     inputs = {page.talk, page.chat.system, parts.search, parts.before, parts.title}
     draw: dict[str, Any] = {"fn": events.rows, "inputs": [page.talk, parts.search, parts.before], "outputs": parts.rows, **QUIET}

@@ -1,18 +1,17 @@
-"""Who speaks: the chooser, a weight, a blend of up to four adapters, and one line about it."""
+"""Who speaks: the chooser, a weight, a blend of up to four adapters, and one line about it, where an adapter can be kept ready."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.errors import InvalidInput, NotFound
+from studio.errors import InvalidInput, NotFound, StudioError
 from studio.ui import present
 from studio.ui.chat import show
-from studio.ui.page import BLEND, QUIET, html, voices
+from studio.ui.page import BLEND, QUIET, action, fragment, html, voices
 
 if TYPE_CHECKING:
-    from storage.records import AdapterRecord
+    from storage.records import MessageRecord
     from studio.services import Studio
 
 BASE = "base"
@@ -25,7 +24,7 @@ Values = dict[Any, Any]
 
 @dataclass(frozen=True)
 class VoiceParts:
-    """Handles. `names` and `weights` are the places of the blend."""
+    """Handles. `names` and `weights` are the places of the blend. `restored` is the choice whose weights were set together with it."""
 
     adapter: gr.Dropdown
     about: gr.HTML
@@ -34,11 +33,17 @@ class VoiceParts:
     blend: gr.Column
     names: list[gr.Dropdown]
     weights: list[gr.Slider]
+    restored: gr.State
 
     @property
     def inputs(self) -> list[Any]:
         """What `voice_of` reads."""
         return [self.adapter, self.weight, *self.names, *self.weights]
+
+    @property
+    def set_together(self) -> list[Any]:
+        """What `as_said` sets."""
+        return [*self.inputs, self.restored]
 
 
 def build_chooser() -> gr.Dropdown:
@@ -48,7 +53,7 @@ def build_chooser() -> gr.Dropdown:
 
 def build(adapter: gr.Dropdown) -> VoiceParts:
     """Lay out what belongs to the choice."""
-    about = html(elem_id="chat-voice")
+    about = fragment(elem_id="chat-voice")
     with gr.Column(visible=False, elem_id="chat-weighing") as alone:
         info = "1 is as trained, 0 is the base; 2 doubles what it does."
         weight = gr.Slider(0, MAX_WEIGHT, 1.0, step=STEP, label="Weight", info=info, elem_id="chat-weight")
@@ -61,7 +66,7 @@ def build(adapter: gr.Dropdown) -> VoiceParts:
                 names.append(gr.Dropdown([NOBODY], value="", label=label, elem_id=f"chat-blend-name-{place + 1}", scale=2, min_width=140))
                 sliding: dict[str, Any] = {"label": f"Weight {place + 1}", "elem_id": f"chat-blend-weight-{place + 1}"}
                 weights.append(gr.Slider(0, MAX_WEIGHT, 0.5, step=STEP, scale=3, min_width=180, **sliding))
-    return VoiceParts(adapter, about, alone, weight, blend, names, weights)
+    return VoiceParts(adapter, about, alone, weight, blend, names, weights, gr.State(""))
 
 
 def voice_of(parts: VoiceParts, values: Values) -> str:
@@ -96,15 +101,10 @@ class Voices:
     def refresh(self, values: Values) -> Values:
         """Who can speak now; whoever was chosen stays."""
         choices = voices(self.studio)
-        adapters = [NOBODY, *((name, key) for name, key in choices if key not in (BASE, BLEND))]
-        known = {key for _, key in choices}
         before = values[self.parts.adapter]
-        kept = before if before in known else BASE
-        filled = _filled([values[name] if values[name] in known else "" for name in self.parts.names], [key for _, key in adapters[1:]])
-        values = {**values, self.parts.adapter: kept, **dict(zip(self.parts.names, filled, strict=True))}
-        updates = {name: gr.Dropdown(choices=adapters, value=values[name]) for name in self.parts.names}
-        chooser = gr.Dropdown(choices=choices) if kept == before else gr.Dropdown(choices=choices, value=kept)  # it may change meanwhile
-        return {self.parts.adapter: chooser, **updates, **self.look(values)}
+        updates = {name: _kept(values[name], [NOBODY, *_blendable(choices)], "") for name in self.parts.names}
+        looks = self.look({**values, self.parts.adapter: before if before in {key for _, key in choices} else BASE})
+        return {self.parts.adapter: _kept(before, choices, BASE), **updates, **looks}
 
     def look(self, values: Values) -> Values:
         """The line about the choice, and what may be set."""
@@ -116,31 +116,85 @@ class Voices:
         }
 
     def change(self, values: Values) -> Values:
-        """Another one was chosen, whose weight is as it was trained."""
+        """Another one was chosen, whose weight is as it was trained; a blend begins with the two newest. What `as_said` set stays."""
+        if values[self.parts.restored] == values[self.parts.adapter]:
+            return self.look(values)
+        updates: Values = {self.parts.restored: "", self.parts.weight: 1.0}
         values = {**values, self.parts.weight: 1.0}
-        return {self.parts.weight: 1.0, **self.look(values)}
+        if values[self.parts.adapter] == BLEND and not any(values[name] for name in self.parts.names):
+            speakers = _blendable(voices(self.studio))
+            for name, (_, key) in zip(self.parts.names, speakers[:2], strict=False):
+                values[name], updates[name] = key, gr.Dropdown(choices=[NOBODY, *speakers], value=key)
+        return {**updates, **self.look(values)}
+
+    def act(self, values: Values, event: gr.EventData) -> Values:
+        """Keep the adapter ready, or let it go."""
+        kind, adapter_id, _ = action(event)
+        change = self.studio.pins.pin if kind == "pin" else self.studio.pins.unpin
+        try:
+            change(adapter_id)
+        except StudioError as error:
+            return {self.parts.about: self.line(values) + present.error_card(error, "It is not kept ready")}
+        return {self.parts.about: self.line(values)}
 
     def line(self, values: Values) -> str:
         """One line about who is chosen."""
-        known: dict[str, AdapterRecord] = {record.id: record for record in self.studio.adapters.all()}
-        parts = [(known[name], weight) for name, weight in _chosen(self.parts, values) if name in known]
+        try:
+            parts = [(self.studio.speakers.get(key), weight) for key, weight in _chosen(self.parts, values)]
+        except NotFound as error:  # such as a checkpoint that a newer one replaced
+            return present.hint(str(error))
         try:
             base = self.studio.default_base().name
         except NotFound:
             base = ""
-        return show.voice(parts, base)
+        return show.voice(parts, base, pinned={record.id for record in self.studio.pins.all()})
 
 
-def _filled(names: list[str], adapters: Sequence[str]) -> list[str]:
-    """The places of the blend; the two newest adapters where it is empty."""
-    return names if any(names) else [*adapters[:2], *[""] * PLACES][:PLACES]
+def _blendable(choices: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of those who can speak, those of whom a blend is made."""
+    return [(name, key) for name, key in choices if key not in (BASE, BLEND)]
+
+
+def _kept(value: str, choices: list[tuple[str, str]], instead: str) -> gr.Dropdown:
+    """New choices. The value is set only where it is none of them: it may change meanwhile."""
+    return gr.Dropdown(choices=choices) if value in {key for _, key in choices} else gr.Dropdown(choices=choices, value=instead)
+
+
+def as_said(studio: "Studio", parts: VoiceParts, message: "MessageRecord") -> Values:
+    """Choose whoever wrote a reply, with the weights of then; nothing is set where one of them cannot speak now."""
+    choices = voices(studio)
+    said, speakers = _speakers_of(studio, message), _blendable(choices)
+    if said is None or len(said) > PLACES or not {key for key, _ in said} <= {key for _, key in speakers}:
+        return {}
+    if len(said) < 2:
+        key, weight = said[0] if said else (BASE, 1.0)
+        return {parts.adapter: gr.Dropdown(choices=choices, value=key), parts.weight: weight, parts.restored: key}
+    updates: Values = {parts.adapter: gr.Dropdown(choices=choices, value=BLEND), parts.restored: BLEND}
+    places = [*said, *[("", 0.5)] * (PLACES - len(said))]
+    for name, slider, (key, weight) in zip(parts.names, parts.weights, places, strict=True):
+        updates |= {name: gr.Dropdown(choices=[NOBODY, *speakers], value=key), slider: weight}
+    return updates
+
+
+def _speakers_of(studio: "Studio", message: "MessageRecord") -> list[tuple[str, float]] | None:
+    """Ids with weights of who wrote a reply; None where its label means nobody any more."""
+    from studio.chat.voices import choose
+
+    try:
+        found = [(record.id, weight) for record, weight in choose(message.voice, studio.speakers.get).parts]
+    except StudioError:
+        return [(message.adapter_id, 1.0)] if message.adapter_id else None  # it was renamed since, or is gone
+    if message.adapter_id and [key for key, _ in found] != [message.adapter_id]:  # the name is another's by now
+        return [(message.adapter_id, 1.0)]
+    return found
 
 
 def wire(parts: VoiceParts, studio: "Studio") -> Voices:
     """Bind the events; returns the callbacks for others."""
     events = Voices(studio, parts)
     looks = [parts.about, parts.alone, parts.blend]
-    parts.adapter.change(events.change, set(parts.inputs), [*looks, parts.weight], **QUIET)
+    parts.adapter.change(events.change, {*parts.inputs, parts.restored}, [*looks, parts.weight, *parts.names, parts.restored], **QUIET)
+    parts.about.act(events.act, set(parts.inputs), [parts.about], **QUIET)
     moved = [component.change for component in parts.inputs[1:]]
     gr.on(moved, lambda values: {parts.about: events.line(values)}, set(parts.inputs), [parts.about], trigger_mode="always_last", **QUIET)
     return events
