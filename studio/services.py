@@ -40,7 +40,8 @@ from studio.datasets.hub import fetch_from_hub
 from studio.datasets.ingest import Counted, Options, uncounted
 from studio.datasets.library import DatasetLibrary
 from studio.datasets.passes import Progress, never, unwatched
-from studio.datasets.reading import Limits, pasted_suffix
+from studio.datasets.pasted import pasted_file
+from studio.datasets.reading import Limits
 from studio.datasets.rendering import render
 from studio.errors import DatabaseUnavailable, InvalidInput, NotFound
 from studio.jobs.checkpoints import Checkpoints
@@ -303,12 +304,12 @@ class Studio:
     def look_at_pasted(self, text: str, options: Options) -> "Inspection":
         """A first look at what was pasted into a box. Raises as `DatasetLibrary.inspect` does."""
         with TemporaryDirectory() as folder:
-            return self.datasets.inspect([_pasted_file(text, Path(folder))], options)
+            return self.datasets.inspect([pasted_file(text, Path(folder))], options)
 
     def add_pasted(self, text: str, name: str, options: Options, progress: Counted = uncounted) -> DatasetRecord:
         """Add what was pasted into a box. Raises as `DatasetLibrary.add` does."""
         with TemporaryDirectory() as folder:
-            return self.datasets.add([_pasted_file(text, Path(folder))], name, options, progress=progress)
+            return self.datasets.add([pasted_file(text, Path(folder))], name, options, progress=progress)
 
     def add_from_hub(self, repository: str, revision: str, name: str, options: Options, progress: Counted = uncounted) -> DatasetRecord:
         """Fetch a dataset's files from the Hub at a pinned commit, and add them.
@@ -475,17 +476,3 @@ def _free_mb(devices: Sequence[str]) -> int:
     from studio.training.memory import free_mb
 
     return free_mb(devices)
-
-
-def _pasted_file(text: str, folder: Path) -> Path:
-    """What was pasted as a file with the ending that it needs.
-
-    Raises:
-        InvalidInput: it cannot be written as UTF-8.
-    """
-    path = folder / f"pasted{pasted_suffix(text)}"
-    try:
-        path.write_bytes(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidInput("The pasted text holds half of a character (a lone surrogate); write the whole character.") from None
-    return path
