@@ -27,7 +27,7 @@ app.add_typer(dataset_app, name="dataset", help="Datasets: add, look into, chang
 app.command()(train)
 app.add_typer(job_app, name="job", help="Training jobs: list, show, compare, logs, cancel, pause, resume, retry, copy, move.")
 app.add_typer(queue_app, name="queue", help="The queue as a whole: show, hold, release, stop after failures.")
-app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, rename, export, rm.")
+app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, import, rename, export, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")
@@ -73,8 +73,8 @@ def adapter_list(as_json: Json = False) -> None:
     from studio.ui.present import kind
 
     with opened() as studio:
-        values = [asdict(a) | {"kind": kind(a)} for a in studio.adapters.all()]
-        show_all("adapters", values, as_json, lambda v: f"{v['name']}  {v['kind']}  {v['size_bytes'] / 2**20:.1f} MB")
+        values = [asdict(a) | {"told": kind(a)} for a in studio.adapters.all()]
+        show_all("adapters", values, as_json, lambda v: f"{v['name']}  {v['told']}  {v['size_bytes'] / 2**20:.1f} MB")
 
 
 @adapter_app.command("show")
@@ -91,6 +91,22 @@ def adapter_rename(name: str, new_name: str, as_json: Json = False) -> None:
     with opened() as studio:
         record = studio.adapters.rename(name, new_name)
         show({"id": record.id, "name": record.name}, as_json)
+
+
+@adapter_app.command("import")
+def adapter_import(
+    wanted: Annotated[str, typer.Argument(metavar="PATH|REPO", help="Folder, zip or safetensors file as PEFT saves; or owner/name[@rev].")],
+    name: Annotated[str, typer.Option(help="Name of the adapter here.")],
+    base: Annotated[str, typer.Option(help="The base that it is for; the only one that it fits where left out.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Bring in an adapter that PEFT saved, or this studio exported."""
+    with opened() as studio:
+        found = studio.import_adapter(wanted, name, base)
+        for notice in found.notices:
+            say(notice)
+        line = f"{found.record.name} was imported from {found.record.source}."
+        show(asdict(found.record) | {"path": str(studio.adapters.path(found.record)), "notices": found.notices}, as_json, line)
 
 
 @adapter_app.command("export")

@@ -24,6 +24,7 @@ from storage.repositories import Adapters, Bases, Datasets
 from storage.states import ACTIVE, OPEN
 from storage.watching import Watching
 from studio.adapters.catalog import AdapterCatalog
+from studio.adapters.importing import Imported, Importer
 from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
 from studio.bases.loading import device_name, load_tokenizer
@@ -116,6 +117,7 @@ class Studio:
         self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes))
         self.changes = Changes(self.datasets)
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
+        self.importer = Importer(self.adapters, self.bases, self.datasets.limits, settings.hub_timeout_s)
         self.conversations = Conversations(talks.Conversations(self._database), home / "exports")
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
         checkpoints = Checkpoints(home / "jobs")
@@ -399,6 +401,10 @@ class Studio:
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, handle)
         return target
+
+    def import_adapter(self, wanted: str | Sequence[Path], name: str, base: str = "") -> Imported:
+        """See `Importer.add`."""
+        return self.importer.add(wanted, name, base)
 
     def export_adapter(self, name: str, form: str = "peft", out: Path | None = None) -> Path:
         """See `AdapterCatalog.export`."""

@@ -79,9 +79,11 @@ def inner_suffix(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _copied(document: Document, stream: _Readable, packed_bytes: Callable[[], int], budget: Budget) -> Iterator[Path]:
+def _copied(
+    document: Document, stream: _Readable, packed_bytes: Callable[[], int], budget: Budget, within: Path | None = None
+) -> Iterator[Path]:
     """A file with what comes out of a stream; it is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="studio-") as folder:
+    with tempfile.TemporaryDirectory(prefix="studio-", dir=within) as folder:
         path = Path(folder) / "member"
         total = 0
         with path.open("wb", buffering=0) as target:
@@ -131,7 +133,13 @@ class _Guarded(io.FileIO):
         return super().read(size) or b""
 
 
-def _unpack_zip(document: Document, endings: tuple[str, ...], budget: Budget) -> Iterator[Document]:
+@contextlib.contextmanager
+def open_zip(document: Document) -> Iterator[tuple[zipfile.ZipFile, list[tuple[str, zipfile.ZipInfo]]]]:
+    """A zip and its files that are not hidden, by their names, after each was looked at; nothing is unpacked yet.
+
+    Raises:
+        InvalidInput: it is damaged, encrypted, a bomb of shared bytes, too many files, or names a path outside itself or a link.
+    """
     limit = document.limits.files
     with _Guarded(document.path, max(limit * KIB, MIB)) as raw:
         try:
@@ -141,33 +149,43 @@ def _unpack_zip(document: Document, endings: tuple[str, ...], budget: Budget) ->
         except DAMAGE as error:
             raise document.refuse(f"is no zip, or a damaged one ({short(error)}); pack it again.") from None
         with archive:
-            members = _checked_members(document, archive)
-            skipped = []
-            for name, member in members:
-                suffix = PurePosixPath(name.lower()).suffix
-                known = inner_suffix(name) if suffix == ".gz" else suffix
-                if known in ARCHIVES:
-                    raise document.refuse(f"holds another archive, {name!r}; unpack that one and pack its files instead.")
-                if known not in endings:
-                    skipped.append(name)
-                    continue
-                yield from _unpack_member(
-                    document, archive, member, replace(document, file=f"{document.file}/{name}", suffix=suffix), endings, budget
-                )
-    if skipped:
-        shown = ", ".join(repr(name) for name in skipped[:8]) + (", …" if len(skipped) > 8 else "")
-        document.tell(f"holds {len(skipped)} file(s) of other kinds, which were left out: {shown}.")
+            yield archive, _checked_members(document, archive)
 
 
-def _unpack_member(
-    document: Document, archive: zipfile.ZipFile, member: zipfile.ZipInfo, inner: Document, endings: tuple[str, ...], budget: Budget
-) -> Iterator[Document]:
+@contextlib.contextmanager
+def unpacked(
+    document: Document, archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: Budget, folder: Path | None = None
+) -> Iterator[Path]:
+    """A file with what one member of a zip holds, in a folder or where temporary files lie; it is gone afterwards.
+
+    Raises:
+        InvalidInput: it is damaged, a bomb, or more than the budget. OutOfSpace.
+    """
     try:
         stream = archive.open(member)
     except DAMAGE as error:
         raise document.refuse(f"is damaged at {member.filename!r} ({short(error)}); pack it again.") from None
-    with stream, _copied(inner, stream, lambda: member.compress_size, budget) as path:
-        yield from unpack(replace(inner, path=path), endings, budget)
+    with stream, _copied(document, stream, lambda: member.compress_size, budget, folder) as path:
+        yield path
+
+
+def _unpack_zip(document: Document, endings: tuple[str, ...], budget: Budget) -> Iterator[Document]:
+    skipped = []
+    with open_zip(document) as (archive, members):
+        for name, member in members:
+            suffix = PurePosixPath(name.lower()).suffix
+            known = inner_suffix(name) if suffix == ".gz" else suffix
+            if known in ARCHIVES:
+                raise document.refuse(f"holds another archive, {name!r}; unpack that one and pack its files instead.")
+            if known not in endings:
+                skipped.append(name)
+                continue
+            inner = replace(document, file=f"{document.file}/{name}", suffix=suffix)
+            with unpacked(inner, archive, member, budget) as path:
+                yield from unpack(replace(inner, path=path), endings, budget)
+    if skipped:
+        shown = ", ".join(repr(name) for name in skipped[:8]) + (", …" if len(skipped) > 8 else "")
+        document.tell(f"holds {len(skipped)} file(s) of other kinds, which were left out: {shown}.")
 
 
 def _checked_members(document: Document, archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
