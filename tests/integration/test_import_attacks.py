@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from studio.errors import InvalidInput, NameTaken, NotFound, StudioError
-from studio.lora.files import WEIGHTS_FILE
+from studio.lora.files import CONFIG_FILE, WEIGHTS_FILE
 from studio.services import Studio
 from tests.conftest import ROOT, tiny_settings
 from tests.hostile_adapters import ATTACKS, Attack, bomb, both, config, pack, put, weights
@@ -133,8 +133,8 @@ def test_nothing_stays_of_an_import_that_was_killed(studio: Studio, tmp_path: Pa
 def test_an_adapter_over_the_limit_is_refused_before_it_is_read(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studio.importer, "limits", type(studio.importer.limits)(3 << 10))
     assert "'adapter_model.safetensors' has 0.0 MB and the limit is 0.0 MB" in refusal(studio, put(tmp_path / "a"))
-    with_much = [("notes.txt", bytes(9999)), *both()]
-    assert "of 0.0 MB, and the limit is 0.0 MB" in refusal(studio, pack(tmp_path / "a.zip", with_much))
+    packed = pack(tmp_path / "a.zip", [(CONFIG_FILE, config()), (WEIGHTS_FILE, bytes(9999))])
+    assert "of 0.0 MB, and the limit is 0.0 MB" in refusal(studio, packed)
 
 
 def test_ranks_that_would_grow_beyond_the_limit_are_refused(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
