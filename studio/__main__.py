@@ -27,7 +27,7 @@ app.add_typer(dataset_app, name="dataset", help="Datasets: add, look into, chang
 app.command()(train)
 app.add_typer(job_app, name="job", help="Training jobs: list, show, compare, logs, cancel, pause, resume, retry, copy, move.")
 app.add_typer(queue_app, name="queue", help="The queue as a whole: show, hold, release, stop after failures.")
-app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, import, rename, export, rm.")
+app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, import, make, rename, export, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")
@@ -107,6 +107,25 @@ def adapter_import(
             say(notice)
         line = f"{found.record.name} was imported from {found.record.source}."
         show(asdict(found.record) | {"path": str(studio.adapters.path(found.record)), "notices": found.notices}, as_json, line)
+
+
+@adapter_app.command("make")
+def adapter_make(
+    formula: Annotated[str, typer.Argument(help="Adapters with weights, such as wizard:0.7+pirate:0.3; below 0 takes away.")],
+    name: Annotated[str, typer.Option(help="Name of the adapter that is made.")],
+    method: Annotated[str, typer.Option(help="sum, ties or dare.")] = "sum",
+    rank: Annotated[int, typer.Option(min=0, help="Rank of the result; 0 is the sum of the ranks, of ties and dare the largest.")] = 0,
+    density: Annotated[float, typer.Option(help="Share of numbers that ties and dare keep.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="What dare draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make an adapter out of others: a weighted sum, or a merge by TIES or DARE."""
+    from studio.adapters.making import Recipe
+
+    with opened() as studio:
+        made = studio.make_adapter(formula, name, Recipe(method, rank, density, seed))
+        line = f"{made.record.name} was made from {made.record.source}. {' '.join(made.notices)}"
+        show(asdict(made.record) | {"path": str(studio.adapters.path(made.record)), "notices": made.notices}, as_json, line.strip())
 
 
 @adapter_app.command("export")

@@ -23,8 +23,10 @@ from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecor
 from storage.repositories import Adapters, Bases, Datasets
 from storage.states import ACTIVE, OPEN
 from storage.watching import Watching
-from studio.adapters.catalog import AdapterCatalog
-from studio.adapters.importing import Imported, Importer
+from studio.adapters.catalog import AdapterCatalog, Added
+from studio.adapters.importing import Importer
+from studio.adapters.making import Maker, Recipe
+from studio.adapters.sources import Wanted
 from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
 from studio.bases.loading import device_name, load_tokenizer
@@ -117,7 +119,9 @@ class Studio:
         self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes))
         self.changes = Changes(self.datasets)
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
+        self.adapters.sweep(STALE_S, time.time())
         self.importer = Importer(self.adapters, self.bases, self.datasets.limits, settings.hub_timeout_s)
+        self.maker = Maker(self.adapters, self.bases, self.importer.shapes)
         self.conversations = Conversations(talks.Conversations(self._database), home / "exports")
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
         checkpoints = Checkpoints(home / "jobs")
@@ -402,9 +406,13 @@ class Studio:
                     shutil.copyfileobj(part, handle)
         return target
 
-    def import_adapter(self, wanted: str | Sequence[Path], name: str, base: str = "") -> Imported:
+    def import_adapter(self, wanted: Wanted, name: str, base: str = "") -> Added:
         """See `Importer.add`."""
         return self.importer.add(wanted, name, base)
+
+    def make_adapter(self, formula: str, name: str, recipe: Recipe | None = None) -> Added:
+        """See `Maker.add`."""
+        return self.maker.add(formula, name, recipe or Recipe())
 
     def export_adapter(self, name: str, form: str = "peft", out: Path | None = None) -> Path:
         """See `AdapterCatalog.export`."""

@@ -1,10 +1,11 @@
 """Finished adapters. They appear when their files are complete, and leave with their files."""
 
+import contextlib
 import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound
 from studio.lora.files import AdapterWeights, BadAdapter, adapter_sha256, read_adapter
 from studio.names import checked_name, file_stem, listed, looks
 from studio.training.run import LINEAGE_FILE
+
+
+@dataclass(frozen=True)
+class Added:
+    """An adapter as it is in the catalog now, and sentences about what was adapted, left out or could not be known."""
+
+    record: AdapterRecord
+    notices: list[str]
 
 
 class AdapterCatalog:
@@ -100,6 +109,17 @@ class AdapterCatalog:
         except BaseException:
             files.remove_folder(target)
             raise
+
+    def sweep(self, older_than_s: float, now: float) -> None:
+        """Remove folders of `add` that were never listed, since their process was killed in between. A training's stay: it goes on."""
+        listed_ids = {record.id for record in self.all()}
+        for folder in self.folder.iterdir():
+            with contextlib.suppress(OSError, ValueError):  # another process sweeps too; what cannot be read is left alone
+                lineage = folder / LINEAGE_FILE
+                if folder.name in listed_ids or now - lineage.stat().st_mtime < older_than_s:
+                    continue
+                if json.loads(lineage.read_bytes()).get("origin", "training") != "training":
+                    files.remove_folder(folder)
 
     def rename(self, name_or_id: str, new_name: str) -> AdapterRecord:
         """Change an adapter's name; its files stay where they are.

@@ -132,6 +132,20 @@ def measure_base(path: Path) -> BaseShape:
     )
 
 
+class BaseShapes:
+    """The shapes of bases, each measured once."""
+
+    def __init__(self, bases: BaseCatalog) -> None:
+        self._bases = bases
+        self._known: dict[str, BaseShape] = {}
+
+    def of(self, base: BaseRecord) -> BaseShape:
+        """Raises as `measure_base` does."""
+        if base.fingerprint not in self._known:
+            self._known[base.fingerprint] = measure_base(self._bases.path(base))
+        return self._known[base.fingerprint]
+
+
 def misfit_of_pairs(pairs: Mapping[str, Pair], base: BaseShape) -> str:
     """Why a LoRA does not fit a base, to continue "it"; empty where it fits."""
     for name, pair in pairs.items():

@@ -5,7 +5,7 @@ numbers, one tensor at a time, which are written anew in the studio's own form.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,24 +14,16 @@ from pathlib import Path
 from storage import files
 from storage.records import AdapterRecord, BaseRecord
 from studio import __version__
-from studio.adapters.catalog import AdapterCatalog
-from studio.adapters.fitting import BaseShape, choose_base, measure_base, misfit_of_pairs, misfit_of_prompt, read_pairs, read_prompt
+from studio.adapters.catalog import AdapterCatalog, Added
+from studio.adapters.fitting import BaseShape, BaseShapes, choose_base, misfit_of_pairs, misfit_of_prompt, read_pairs, read_prompt
 from studio.adapters.header import read_header
 from studio.adapters.normalising import Plan, plan_lora, plan_prefix
 from studio.adapters.schema import LoraOptions, Options, base_label, read_options
-from studio.adapters.sources import Found, found_at
+from studio.adapters.sources import Found, Wanted, found_at
 from studio.bases.catalog import BaseCatalog
 from studio.datasets.reading.limits import Limits, megabytes
 from studio.errors import InvalidInput, OutOfSpace
 from studio.lora.files import CONFIG_FILE, WEIGHTS_FILE, lay_out, write_tensors
-
-
-@dataclass(frozen=True)
-class Imported:
-    """The adapter as it is in the catalog now, and sentences about what was adapted or could not be known."""
-
-    record: AdapterRecord
-    notices: list[str]
 
 
 @dataclass(frozen=True)
@@ -55,15 +47,14 @@ class Importer:
     def __init__(
         self, catalog: AdapterCatalog, bases: BaseCatalog, limits: Limits, hub_timeout_s: float, endpoint: str | None = None
     ) -> None:
-        self.catalog, self.bases, self.limits = catalog, bases, limits
+        self.catalog, self.bases, self.limits, self.shapes = catalog, bases, limits, BaseShapes(bases)
         self.hub_timeout_s, self.endpoint = hub_timeout_s, endpoint
-        self._shapes: dict[str, BaseShape] = {}
 
-    def add(self, wanted: str | Sequence[Path], name: str, base: str = "") -> Imported:
+    def add(self, wanted: Wanted, name: str, base: str = "") -> Added:
         """Import one adapter.
 
         Args:
-            wanted: a path, a Hub id `owner/name[@revision]`, or uploaded files (see `sources`). name: its name here.
+            wanted: files, a repository, or a text that is a path or a repository (see `found_at`). name: its name here.
             base: name or id of the base that it is for; the only one that it fits where left out.
 
         Raises:
@@ -74,7 +65,7 @@ class Importer:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(self._add, wanted, name, base).result()
 
-    def _add(self, wanted: str | Sequence[Path], name: str, base: str) -> Imported:
+    def _add(self, wanted: Wanted, name: str, base: str) -> Added:
         name = self.catalog.free_name(name)
         try:
             with (
@@ -85,7 +76,7 @@ class Importer:
                 record = self.catalog.add(_draft(name, found, checked), partial(self._write, found, checked))
         except OSError as error:
             raise OutOfSpace(f"The adapter could not be imported: {error.strerror or error}. Free some space and try again.") from None
-        return Imported(record, self._notices(found, checked, record))
+        return Added(record, self._notices(found, checked, record))
 
     def _check(self, found: Found, wanted: str) -> _Checked:
         options, named = read_options(found.config)
@@ -97,19 +88,14 @@ class Importer:
         else:
             prompt = read_prompt(entries, options)
             misfit, make = partial(misfit_of_prompt, options), lambda _: plan_prefix(prompt, options)
-        base = choose_base(self.bases, wanted, named, found.fingerprint, lambda record: misfit(self._shape(record)))
-        plan = make(self._shape(base))
+        base = choose_base(self.bases, wanted, named, found.fingerprint, lambda record: misfit(self.shapes.of(record)))
+        plan = make(self.shapes.of(base))
         if plan.size_bytes > self.limits.upload_bytes:
             raise InvalidInput(
                 f"The adapter's layers have different ranks, and at one rank they take {megabytes(plan.size_bytes)}, where the limit is "
                 f"{megabytes(self.limits.upload_bytes)}; train it with one rank."
             )
         return _Checked(base, options, named, plan)
-
-    def _shape(self, base: BaseRecord) -> BaseShape:
-        if base.fingerprint not in self._shapes:
-            self._shapes[base.fingerprint] = measure_base(self.bases.path(base))
-        return self._shapes[base.fingerprint]
 
     def _write(self, found: Found, checked: _Checked, folder: Path) -> None:
         dropout = checked.options.lora_dropout if isinstance(checked.options, LoraOptions) else 0.0

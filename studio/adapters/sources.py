@@ -50,20 +50,44 @@ class Found:
     label: str
 
 
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the Hub, at a branch, tag or commit; an empty revision is the newest."""
+
+    id: str
+    revision: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> "Repository":
+        """From `owner/name` or `owner/name@revision`.
+
+        Raises:
+            InvalidInput: it is none.
+        """
+        name, at, revision = text.strip().partition("@")
+        if not HUB_ID.fullmatch(name) or (at and not REVISION.fullmatch(revision)):
+            raise InvalidInput(f"{shortened(printable(text))!r} is no Hub id; write it as owner/name or owner/name@revision.")
+        return cls(name, revision)
+
+
+Wanted = str | Sequence[Path] | Repository
+
+
 @contextmanager
-def found_at(wanted: str | Sequence[Path], staging: Path, limits: Limits, timeout_s: float, endpoint: str | None = None) -> Iterator[Found]:
+def found_at(wanted: Wanted, staging: Path, limits: Limits, timeout_s: float, endpoint: str | None = None) -> Iterator[Found]:
     """Open the files of an adapter, for as long as the block runs.
 
     Args:
-        wanted: a path, a Hub id `owner/name` or `owner/name@revision`, or the files that were uploaded. staging: an empty folder for what
-            must be unpacked or fetched. limits: of one file, and of what is unpacked. timeout_s: of the Hub. endpoint: another Hub.
+        wanted: files or one folder, a repository, or a text that is a path of this machine or else a repository. staging: an empty
+            folder for what must be unpacked or fetched. limits: of one file, and of what is unpacked. timeout_s: of the Hub.
+        endpoint: another Hub.
 
     Raises:
         NotFound. InvalidInput: what is there is no adapter, or one that is not read; the message says why. OutOfSpace.
     """
-    paths = _paths(wanted) if isinstance(wanted, str) else list(wanted)
-    if paths is None:
-        with _from_hub(str(wanted), staging, limits, timeout_s, endpoint) as found:
+    paths = _meant(wanted) if isinstance(wanted, str) else wanted
+    if isinstance(paths, Repository):
+        with _from_hub(paths, staging, limits, timeout_s, endpoint) as found:
             yield found
     elif len(paths) == 1 and paths[0].is_dir():
         with _from_folder(paths[0], limits) as found:
@@ -93,16 +117,15 @@ def fingerprint_in(text: bytes) -> str:
     return said
 
 
-def _paths(wanted: str) -> list[Path] | None:
-    """What is meant as files; None for a Hub id."""
-    path = Path(wanted).expanduser()
-    if path.exists() or path.is_symlink():
-        return [path]
-    repository, _, revision = wanted.partition("@")
-    if HUB_ID.fullmatch(repository) and (REVISION.fullmatch(revision) or "@" not in wanted):
-        return None
-    shown = shortened(printable(wanted))
-    raise NotFound(f"There is no file or folder {shown!r}, and it is no Hub id like owner/name; check the name.")
+def _meant(text: str) -> list[Path] | Repository:
+    try:
+        path = Path(text).expanduser()
+        if path.exists() or path.is_symlink():
+            return [path]
+        return Repository.read(text)
+    except (OSError, RuntimeError, InvalidInput):  # too long for a path, or the home of nobody
+        shown = shortened(printable(text))
+        raise NotFound(f"There is no file or folder {shown!r}, and it is no Hub id like owner/name; check the name.") from None
 
 
 @contextmanager
@@ -202,10 +225,9 @@ def _pick(names: list[str], label: str) -> None:
 
 
 @contextmanager
-def _from_hub(wanted: str, staging: Path, limits: Limits, timeout_s: float, endpoint: str | None) -> Iterator[Found]:
-    repository, _, revision = wanted.partition("@")
-    config, weights, commit = _fetch(repository, revision, staging, limits, timeout_s, endpoint)
-    with _opened(config, weights, None, limits, f"{repository}@{commit[:12]} on the Hub") as found:
+def _from_hub(wanted: Repository, staging: Path, limits: Limits, timeout_s: float, endpoint: str | None) -> Iterator[Found]:
+    config, weights, commit = _fetch(wanted.id, wanted.revision, staging, limits, timeout_s, endpoint)
+    with _opened(config, weights, None, limits, f"{wanted.id}@{commit[:12]} on the Hub") as found:
         yield found
 
 

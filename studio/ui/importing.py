@@ -13,7 +13,7 @@ from studio.ui.page import QUIET, html
 from studio.ui.work import Work
 
 if TYPE_CHECKING:
-    from studio.adapters.importing import Imported
+    from studio.adapters.catalog import Added
     from studio.services import Studio
 
 FILES, HUB = "files", "hub"
@@ -90,11 +90,17 @@ class Events:
     def add(self, source: str, upload: list[str] | None, repository: str, name: str, base: str) -> Iterator[tuple[Any, ...]]:
         """Import it: (what came of it, the adapter's id, and the emptied inputs). Where it is refused the inputs stay."""
         stay = (gr.skip(),) * 5
-        wanted: str | list[Path] = [Path(path) for path in upload or []] if source == FILES else repository.strip()
-        if not wanted:
+        if not (upload if source == FILES else repository.strip()):
             yield present.error_card(NOT_THERE[source], "There is nothing to import yet"), *stay
             return
-        work: Work[Imported] = Work(lambda _: self.studio.import_adapter(wanted, name, base or ""))
+
+        def add(_work: "Work[Added]") -> "Added":
+            from studio.adapters.sources import Repository  # a text is never taken for a path of the studio's machine
+
+            wanted = [Path(path) for path in upload or []] if source == FILES else Repository.read(repository)
+            return self.studio.import_adapter(wanted, name, base or "")
+
+        work = Work(add)
         for told in work.watch():
             yield present.note_card(f"The adapter is being checked and copied ({present.duration(told.seconds)})."), *stay
         try:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from studio.adapters.sources import Repository
 from studio.errors import InvalidInput, NameTaken, NotFound, StudioError
 from studio.lora.files import CONFIG_FILE, WEIGHTS_FILE
 from studio.services import Studio
@@ -206,6 +208,33 @@ def test_broken_copies_are_imported_or_refused_and_nothing_else(studio: Studio, 
             studio.adapters.remove(found.record.id)
     assert outcomes == {"refused", "imported"}
     assert list((studio.settings.home / "adapters").iterdir()) == []
+
+
+def test_a_folder_that_was_published_but_never_listed_is_swept_a_day_later(studio: Studio, tmp_path: Path) -> None:
+    folder = studio.adapters.folder
+    trained, forgotten = folder / "0123456789abcdef", folder / "fedcba9876543210"
+    listed = studio.import_adapter(put(tmp_path / "a"), "mine").record
+    shutil.copytree(studio.adapters.path(listed), forgotten)
+    put(trained, studio__json=b'{"base_fingerprint": "f"}')
+    studio.adapters.sweep(60.0, time.time())
+    assert forgotten.is_dir()  # it is young, and may be listed in a moment
+    studio.adapters.sweep(60.0, time.time() + 61)
+    assert sorted(folder.iterdir()) == sorted([trained, studio.adapters.path(listed)])
+    studio.adapters.remove("mine")
+    shutil.rmtree(trained)
+
+
+def test_a_repository_is_never_taken_for_a_folder_of_this_machine(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    with running_hub("models", "me/lora") as hub:
+        monkeypatch.setattr(studio.importer, "endpoint", hub.url)
+        assert "'owner/name' is not on the Hub" in refusal(studio, Repository.read("owner/name"))
+    for text in ("../../etc", "/etc/passwd", "owner/name@", "owner/name@a b", "a" * 5000, "~/x", "owner/name\0"):
+        with pytest.raises(InvalidInput, match="is no Hub id"):
+            Repository.read(text)
+    for text in ("~nobody-here/x", "a" * 5000, "a\0b/c", "~"):
+        assert "There is no" in refusal(studio, text)
 
 
 def test_what_is_wrong_with_one_base_is_not_asked_of_another(studio: Studio, tmp_path: Path) -> None:
