@@ -328,7 +328,7 @@ def adapter_detail(record: "AdapterRecord", base: str, dataset: str, drawing: st
     parts = [("Lineage", lineage), ("What training measured", metrics), ("What it is" if elsewhere else "How it was trained", chosen)]
     told = "".join(f'<h4 class="as-section">{title}</h4>{facts(pairs)}' for title, pairs in parts if pairs)
     every = "" if elsewhere else f'<details class="as-more"><summary>Every option</summary>{facts(config.values())}</details>'
-    return f'<div class="as-outcome">{drawing}</div>{told}{every}'
+    return (f'<div class="as-outcome">{drawing}</div>' if drawing else "") + told + every
 
 
 def _lineage(record: "AdapterRecord", base: str, dataset: str, now: float | None) -> list[tuple[str, str]]:
