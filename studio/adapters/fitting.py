@@ -13,7 +13,7 @@ from studio.adapters.schema import LoraOptions, PrefixOptions, base_label
 from studio.bases.catalog import BaseCatalog
 from studio.errors import BaseUnavailable, IncompatibleAdapter, InvalidInput
 from studio.lora.files import CONFIG_FILE, LORA_A, LORA_B, MAGNITUDE, MAX_RANK, PROMPT, ROOT
-from studio.lora.injection import block_of, matches
+from studio.lora.injection import block_of
 from studio.names import listed
 
 PARTS = {f".{LORA_A}.weight": LORA_A, f".{LORA_B}.weight": LORA_B, f".{MAGNITUDE}": MAGNITUDE, f".{MAGNITUDE}.weight": MAGNITUDE}
@@ -37,6 +37,29 @@ class Pair:
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in) of the layer."""
         return self.b.shape[0], self.a.shape[1]
+
+
+class Targets:
+    """Which linear layers PEFT would adapt by a configuration. Names are looked up, never searched for: there may be thousands."""
+
+    def __init__(self, options: LoraOptions) -> None:
+        targets, excluded, blocks = options.target_modules, options.exclude_modules, options.layers_to_transform
+        self._targets = frozenset(targets) if isinstance(targets, list) else None
+        self._excluded = frozenset(excluded) if isinstance(excluded, list) else frozenset()
+        self._blocks = frozenset([blocks] if isinstance(blocks, int) else blocks or [])
+
+    def has(self, name: str) -> bool:
+        """Whether a layer of this name is one."""
+        ends = name_ends(name)
+        if self._targets is not None and self._targets.isdisjoint(ends):
+            return False
+        return self._excluded.isdisjoint(ends) and (not self._blocks or block_of(name) in self._blocks)
+
+
+def name_ends(name: str) -> list[str]:
+    """All that names a layer as PEFT compares names: "a.b.c", "b.c" and "c"."""
+    parts = name.split(".")
+    return [".".join(parts[at:]) for at in range(len(parts))]
 
 
 @dataclass(frozen=True)
@@ -77,9 +100,9 @@ def read_pairs(entries: Mapping[str, Entry], options: LoraOptions) -> dict[str, 
         if missing := [part for part in wanted if part not in layer]:
             raise InvalidInput(f"The adapter lacks {', '.join(missing)} of the layer {name!r}; {AGAIN}.")
     pairs = {name: Pair(parts[name][LORA_A], parts[name][LORA_B], parts[name].get(MAGNITUDE)) for name in sorted(parts)}
-    ranks = {options.r, *(options.rank_pattern or {}).values()}
+    ranks, targets = {options.r, *(options.rank_pattern or {}).values()}, Targets(options)
     for name, pair in pairs.items():
-        _check_pair(name, pair, ranks, options)
+        _check_pair(name, pair, ranks, targets)
     return pairs
 
 
@@ -224,7 +247,7 @@ def _advice(named: str) -> str:
     return f"Fetch the base that it was trained on first: python -m studio base fetch ID.{said}"
 
 
-def _check_pair(name: str, pair: Pair, ranks: set[int], options: LoraOptions) -> None:
+def _check_pair(name: str, pair: Pair, ranks: set[int], targets: Targets) -> None:
     a, b = pair.a, pair.b
     shown = shortened(name)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
@@ -237,7 +260,7 @@ def _check_pair(name: str, pair: Pair, ranks: set[int], options: LoraOptions) ->
         )
     if pair.magnitude is not None and pair.magnitude.shape != b.shape[:1]:
         raise InvalidInput(f"The layer {shown!r} has a magnitude of {pair.magnitude.shape}, and {b.shape[:1]} fits its B; {AGAIN}.")
-    if not is_target(name, options):
+    if not targets.has(name):
         raise InvalidInput(
             f"The adapter holds weights for {shown!r}, which the targets in {CONFIG_FILE} leave out; give files that belong together."
         )
@@ -247,14 +270,3 @@ def _some_of(numbers: Iterable[int]) -> str:
     """The first of some numbers, in order."""
     inorder = sorted(numbers)
     return ", ".join(map(str, inorder[:5])) + (", …" if len(inorder) > 5 else "")
-
-
-def is_target(name: str, options: LoraOptions) -> bool:
-    """Whether PEFT would adapt a linear layer of this name."""
-    targets, excluded, blocks = options.target_modules, options.exclude_modules, options.layers_to_transform
-    if isinstance(targets, list) and not any(matches(name, target) for target in targets):
-        return False
-    if isinstance(excluded, list) and any(matches(name, one) for one in excluded):
-        return False
-    wanted = [blocks] if isinstance(blocks, int) else blocks or []
-    return not wanted or block_of(name) in wanted

@@ -4,6 +4,7 @@ The order is the defence: names, then the configuration, then the weights' heade
 numbers, one tensor at a time, which are written anew in the studio's own form.
 """
 
+import errno
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,11 @@ class Importer:
                 checked = self._check(found, base)
                 record = self.catalog.add(_draft(name, found, checked), partial(self._write, found, checked))
         except OSError as error:
-            raise OutOfSpace(f"The adapter could not be imported: {error.strerror or error}. Free some space and try again.") from None
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OutOfSpace(f"The adapter could not be imported: {error.strerror}. Free some space and try again.") from None
+            raise InvalidInput(
+                f"The adapter could not be imported: {error.strerror or error}. Give files that the studio can read."
+            ) from None
         return Added(record, self._notices(found, checked, record))
 
     def _check(self, found: Found, wanted: str) -> _Checked:

@@ -12,12 +12,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from studio.adapters.fitting import BaseShape, Pair, is_target
+from studio.adapters.fitting import BaseShape, Pair, Targets, name_ends
 from studio.adapters.header import Entry, read_tensor
 from studio.adapters.schema import LoraOptions, PrefixOptions
 from studio.errors import InvalidInput
 from studio.lora.files import LORA_A, LORA_B, MAGNITUDE, PROMPT, AdapterWeights, PrefixWeights, is_finite, lora_scale, tensor_key
-from studio.lora.injection import matches, shortest_ends
+from studio.lora.injection import shortest_ends
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def _is_named(name: str, key: str) -> bool:
 
 def _targets(pairs: Mapping[str, Pair], options: LoraOptions, base: BaseShape) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The targets and blocks of the file where they name just these layers, else the shortest names that do."""
-    blocks = options.layers_to_transform
+    blocks, targets = options.layers_to_transform, Targets(options)
     if isinstance(options.target_modules, list) and not options.exclude_modules:
-        named = {name for name in base.modules if is_target(name, options)}
+        named = {name for name in base.modules if targets.has(name)}
         if named == set(pairs):
-            used = {target for target in options.target_modules if any(matches(name, target) for name in pairs)}
+            used = {end for name in pairs for end in name_ends(name)} & set(options.target_modules)
             return tuple(sorted(used)), tuple([blocks] if isinstance(blocks, int) else blocks or ())
     return tuple(shortest_ends(pairs, [name for name in base.modules if name not in pairs])), ()
 

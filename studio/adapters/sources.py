@@ -135,7 +135,7 @@ def _from_folder(folder: Path, limits: Limits) -> Iterator[Found]:
     if CONFIG_FILE not in names:
         below = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
         if below:
-            raise InvalidInput(f"The folder {folder.name!r} holds {len(below)} adapters in folders, {listed(below)}; give one of these.")
+            raise InvalidInput(f"The folder {folder.name!r} holds {len(below)} adapters in folders, {_some(below)}; give one of these.")
     _pick(names, label)
     lineage = folder / LINEAGE_FILE if LINEAGE_FILE in names else None
     with _opened(folder / CONFIG_FILE, folder / WEIGHTS_FILE, lineage, limits, label) as found:
@@ -156,7 +156,7 @@ def _from_files(paths: Sequence[Path], limits: Limits) -> Iterator[Found]:
         configs = [paths[0].parent / CONFIG_FILE]
     others = [path.name for path in paths if path not in (*weights, *configs) and path.name != LINEAGE_FILE]
     if len(weights) != 1 or len(configs) != 1 or others:
-        got = listed([path.name for path in paths])
+        got = _some([path.name for path in paths])
         raise InvalidInput(f"An adapter is one zip, or a safetensors file together with its {CONFIG_FILE}, and what was given is {got}.")
     lineage = next((path for path in paths if path.name == LINEAGE_FILE), None)
     with _opened(configs[0], weights[0], lineage, limits, f"the file {weights[0].name!r}") as found:
@@ -198,7 +198,7 @@ def _choose(document: Document, names: list[str]) -> list[str]:
     """Configuration, weights and, where it is there, the lineage, all of one folder of the zip."""
     configs = [name for name in names if PurePosixPath(name).name == CONFIG_FILE]
     if len(configs) > 1:
-        folders = listed([str(PurePosixPath(name).parent) for name in configs])
+        folders = _some([str(PurePosixPath(name).parent) for name in configs])
         raise document.refuse(f"holds {len(configs)} adapters, in {folders}; pack one of them alone.")
     folder = str(PurePosixPath(configs[0]).parent) if configs else "."
     inside = {PurePosixPath(name).name: name for name in names if str(PurePosixPath(name).parent) == folder}
@@ -218,10 +218,14 @@ def _pick(names: list[str], label: str) -> None:
         pickles = sorted(name for name in names if name.lower().endswith(PICKLES) and "adapter" in name.lower())
         if wanted == WEIGHTS_FILE and pickles:
             raise InvalidInput(f"The file {printable(pickles[0])!r} of {printable(label)} {PICKLED}.")
-        there = listed([shortened(printable(name)) for name in names], 5) if names else "nothing"
+        there = _some(names) if names else "nothing"
         raise InvalidInput(
             f"There is no {wanted} in {printable(label)}, which holds {there}; give a folder or zip as PEFT saves an adapter."
         )
+
+
+def _some(names: list[str]) -> str:
+    return listed([shortened(printable(name), 60) for name in names], 5)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def shortest_ends(names: Collection[str], others: Collection[str]) -> list[str]:
 def _shortest_end(name: str, others: Collection[str]) -> str:
     parts = name.split(".")
     ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
-    return next((end for end in ends if not any(matches(other, end) for other in others)), name)
+    return next((end for end in ends if not any(_matches(other, end) for other in others)), name)
 
 
 def _by_name(layers: dict[str, nn.Module], targets: str) -> dict[str, nn.Module]:
@@ -80,15 +80,15 @@ def _by_name(layers: dict[str, nn.Module], targets: str) -> dict[str, nn.Module]
         found = {name: module for name, module in layers.items() if _is_attention(name)}
     else:
         wanted = [part.strip() for part in targets.split(",") if part.strip()]
-        missing = [part for part in wanted if not any(matches(name, part) for name in layers)]
-        found = {name: module for name, module in layers.items() if any(matches(name, part) for part in wanted)}
+        missing = [part for part in wanted if not any(_matches(name, part) for name in layers)]
+        found = {name: module for name, module in layers.items() if any(_matches(name, part) for part in wanted)}
     if missing or not found:
         there = sorted({name.rpartition(".")[2] for name in layers})
         raise UnknownTarget(f"{', '.join(missing) or targets!r} is no linear layer of this model; there are {', '.join(there)}")
     return found
 
 
-def matches(name: str, target: str) -> bool:
+def _matches(name: str, target: str) -> bool:
     """Whether a target is the name's end, as PEFT compares them: "c_proj", or "attn.c_proj" where that is not enough."""
     return name == target or name.endswith(f".{target}")
 
