@@ -57,6 +57,18 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def staging_folder(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder that is never listed, and is gone when the block ends or, after a kill, at a later start."""
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = parent / f"{PARTIAL}{new_id()}"
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
 def publish_file(target: Path) -> Iterator[BinaryIO]:
     """Yield a file to write; others see it whole or not at all.
 

@@ -138,7 +138,12 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """A finished adapter: where it comes from (lineage) and what its training measured."""
+    """A finished adapter: where it comes from (lineage) and what its training measured.
+
+    `kind` is lora, dora or prefix, `origin` training, import or arithmetic. `source` says where it is from: a file, a repository at
+    its commit, or a formula, whose adapters are the `parents`: id, name, sha256 and weight of each. What was not trained here has no
+    dataset and no job.
+    """
 
     id: str
     name: str
@@ -155,6 +160,10 @@ class AdapterRecord:
     code_version: str
     seed: int
     created_at: float
+    kind: str = "lora"
+    origin: str = "training"
+    source: str = ""
+    parents: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

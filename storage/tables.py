@@ -183,6 +183,11 @@ class AdapterRow(Table):
     code_version: Mapped[str] = mapped_column(String(40))
     seed: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[float] = mapped_column(Float)
+    kind: Mapped[str] = mapped_column(String(20), default="lora", server_default=text("'lora'"))
+    origin: Mapped[str] = mapped_column(String(20), default="training", server_default=text("'training'"))
+    # Where it is from, as the rest of a sentence; and what it was made of. Parents are no foreign keys: they may be gone.
+    source: Mapped[str] = mapped_column(String(500, cut=True), default="", server_default=text("''"))
+    parents: Mapped[list[dict[str, Any]]] = mapped_column(default=list, server_default=text("'[]'"))
 
 
 class PinRow(Table):

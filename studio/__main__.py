@@ -5,12 +5,12 @@ Exit status: 0, 1 when a job failed, 2 for a user's mistake, told in one plain s
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from studio.adapter_commands import adapter_app
 from studio.dataset_commands import dataset_app
 from studio.errors import StudioError
 from studio.job_commands import job_app, print_event, queue_app, train
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from storage.records import BaseRecord
 
 app = typer.Typer(help="Train, keep and chat with QLoRA adapters on one shared base model.", no_args_is_help=True, add_completion=False)
-base_app, adapter_app = typer.Typer(no_args_is_help=True), typer.Typer(no_args_is_help=True)
+base_app = typer.Typer(no_args_is_help=True)
 app.add_typer(base_app, name="base", help="Base models: fetch, list.")
 app.add_typer(dataset_app, name="dataset", help="Datasets: add, look into, change, export, rm.")
 app.command()(train)
 app.add_typer(job_app, name="job", help="Training jobs: list, show, compare, logs, cancel, pause, resume, retry, copy, move.")
 app.add_typer(queue_app, name="queue", help="The queue as a whole: show, hold, release, stop after failures.")
-app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, rename, pin, unpin, export, rm.")
+app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, import, make, rename, pin, unpin, export, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")
@@ -65,70 +65,6 @@ def worker() -> None:
             studio.worker.run()
         except KeyboardInterrupt:
             say("The worker stops.")
-
-
-@adapter_app.command("list")
-def adapter_list(as_json: Json = False) -> None:
-    """List the adapters."""
-    from studio.ui.present import kind
-
-    with opened() as studio:
-        pinned = {record.id for record in studio.pins.all()}
-        values = [asdict(a) | {"kind": kind(a), "pinned": a.id in pinned} for a in studio.adapters.all()]
-        show_all("adapters", values, as_json, _adapter_line)
-
-
-def _adapter_line(value: dict[str, Any]) -> str:
-    return f"{value['name']}  {value['kind']}  {value['size_bytes'] / 2**20:.1f} MB{'  pinned' if value['pinned'] else ''}"
-
-
-@adapter_app.command("show")
-def adapter_show(name: str, as_json: Json = False) -> None:
-    """Show an adapter with its lineage and metrics."""
-    with opened() as studio:
-        record = studio.adapters.get(name)
-        show(asdict(record) | {"path": str(studio.adapters.path(record))}, as_json)
-
-
-@adapter_app.command("rename")
-def adapter_rename(name: str, new_name: str, as_json: Json = False) -> None:
-    """Change an adapter's name."""
-    with opened() as studio:
-        record = studio.adapters.rename(name, new_name)
-        show({"id": record.id, "name": record.name}, as_json)
-
-
-@adapter_app.command("pin")
-def adapter_pin(name: str, as_json: Json = False) -> None:
-    """Keep an adapter ready in the chat; a server that runs knows it from its next message on."""
-    with opened() as studio:
-        show({"pinned": studio.pins.pin(name).name}, as_json)
-
-
-@adapter_app.command("unpin")
-def adapter_unpin(name: str, as_json: Json = False) -> None:
-    """Let it make room for others again."""
-    with opened() as studio:
-        show({"unpinned": studio.pins.unpin(name).name}, as_json)
-
-
-@adapter_app.command("export")
-def adapter_export(
-    name: str,
-    form: Annotated[str, typer.Option("--format", help="peft")] = "peft",
-    out: Annotated[Path | None, typer.Option(help="Folder for the file; the studio's exports where left out.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Write an adapter as a zip that PEFT loads."""
-    with opened() as studio:
-        show({"adapter": name, "path": str(studio.export_adapter(name, form, out))}, as_json)
-
-
-@adapter_app.command("rm")
-def adapter_rm(name: str, as_json: Json = False) -> None:
-    """Delete an adapter and its files."""
-    with opened() as studio:
-        show({"removed": studio.adapters.remove(name).name}, as_json)
 
 
 @app.command()

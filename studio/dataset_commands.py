@@ -124,7 +124,7 @@ def dataset_report(
     from studio.training.config import parse_overrides
 
     with opened() as studio:
-        report = studio.report(name, base or None, preset, parse_overrides(changes or []))
+        report = studio.foresight.report(name, base or None, preset, parse_overrides(changes or []))
         lines = [f"{finding.level}: {finding.said} {finding.advice}" for finding in report.found.findings]
         show(report.to_dict(), as_json, "\n".join([*lines, report.expected.sentence]))
 

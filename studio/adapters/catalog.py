@@ -1,16 +1,30 @@
 """Finished adapters. They appear when their files are complete, and leave with their files."""
 
+import contextlib
 import io
+import json
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from storage import files
 from storage.errors import DuplicateName, RecordNotFound
 from storage.records import AdapterRecord, BaseRecord
 from storage.repositories import Adapters
 from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound, OutOfSpace
-from studio.lora.files import AdapterWeights, BadAdapter, read_revision
-from studio.names import checked_name, file_stem, listed
+from studio.lora.files import AdapterWeights, BadAdapter, adapter_sha256, read_adapter, read_revision
+from studio.names import checked_name, file_stem, listed, looks
+from studio.training.run import LINEAGE_FILE
+
+
+@dataclass(frozen=True)
+class Added:
+    """An adapter as it is in the catalog now, and sentences about what was adapted, left out or could not be known."""
+
+    record: AdapterRecord
+    notices: list[str]
 
 
 class AdapterCatalog:
@@ -55,6 +69,58 @@ class AdapterCatalog:
         except BadAdapter as error:
             how = "Restore them from a backup, or delete it and train it again."
             raise NotFound(f"The files of adapter {record.name!r} cannot be used: {error}. {how}") from None
+
+    def free_name(self, name: str) -> str:
+        """The name for a new adapter, as it will be written.
+
+        Raises:
+            InvalidInput: it is not usable. NameTaken: an adapter has it, or one that looks the same.
+        """
+        clean = checked_name("adapter", name)
+        for record in self.all():
+            if record.name == clean:
+                raise NameTaken(f"There is already an adapter named {clean!r}; choose another name.")
+            if looks(record.name) == looks(clean) and record.name.casefold() != clean.casefold():
+                raise NameTaken(f"The name {clean!r} looks like that of the adapter {record.name!r}; choose one that can be told from it.")
+        return clean
+
+    def add(self, draft: AdapterRecord, fill: Callable[[Path], None]) -> AdapterRecord:
+        """Publish an adapter that was not trained here: its folder appears complete or not at all, then it is listed.
+
+        Args:
+            draft: the record but for what the files say. fill: writes PEFT's two files into an empty folder.
+
+        Raises:
+            NameTaken. InvalidInput: what was written is no adapter that can be used. OSError: the disk is full.
+        """
+        target = self.path(draft)
+        lineage: dict[str, Any] = {"base_fingerprint": draft.base_fingerprint, "code_version": draft.code_version, "config": draft.config}
+        lineage |= {"origin": draft.origin, "source": draft.source, "parents": draft.parents}
+        try:
+            with files.publish_folder(target) as partial:
+                fill(partial)
+                (partial / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
+                read_adapter(partial)
+            return self.records.add(replace(draft, sha256=adapter_sha256(target), size_bytes=files.size_of(target)))
+        except BadAdapter as error:
+            raise InvalidInput(f"The adapter {draft.name!r} cannot be used: {error}. Make it anew.") from None
+        except DuplicateName:
+            files.remove_folder(target)
+            raise NameTaken(f"There is already an adapter named {draft.name!r}; choose another name.") from None
+        except BaseException:
+            files.remove_folder(target)
+            raise
+
+    def sweep(self, older_than_s: float, now: float) -> None:
+        """Remove folders of `add` that were never listed, since their process was killed in between. A training's stay: it goes on."""
+        listed_ids = {record.id for record in self.all()}
+        for folder in self.folder.iterdir():
+            with contextlib.suppress(OSError, ValueError):  # another process sweeps too; what cannot be read is left alone
+                lineage = folder / LINEAGE_FILE
+                if folder.name in listed_ids or now - lineage.stat().st_mtime < older_than_s:
+                    continue
+                if json.loads(lineage.read_bytes()).get("origin", "training") != "training":
+                    files.remove_folder(folder)
 
     def rename(self, name_or_id: str, new_name: str) -> AdapterRecord:
         """Change an adapter's name; its files stay where they are.

@@ -54,7 +54,7 @@ def fetch_from_hub(
             for name in chosen
         ]
     except (HTTPError, InvalidURL, EntryNotFoundError, OSError, ValueError, RuntimeError) as error:
-        raise _explain(error, dataset_id, revision) from None
+        raise explain(error, "dataset", dataset_id, revision) from None
     _check_size(dataset_id, [path.stat().st_size for path in paths], limits)  # the Hub need not have said every size
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return paths, commit
@@ -110,12 +110,13 @@ def _check_size(dataset_id: str, sizes: list[int], limits: Limits) -> None:
         raise InvalidInput(f"The dataset {dataset_id!r} has {got} and the limit is {limit}; choose a smaller one, or upload a part of it.")
 
 
-def _explain(error: Exception, dataset_id: str, revision: str) -> StudioError:
+def explain(error: Exception, what: str, repository: str, revision: str) -> StudioError:
+    """What the Hub, its client or the disk refused, as one sentence; `what` was asked for, such as "dataset"."""
     from huggingface_hub import errors
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutOfSpace(f"The dataset {dataset_id!r} could not be written: {error.strerror}. Free some space and try again.")
-    asked = f"The dataset {dataset_id!r}"
+        return OutOfSpace(f"The {what} {repository!r} could not be written: {error.strerror}. Free some space and try again.")
+    asked = f"The {what} {repository!r}"
     sentences: tuple[tuple[type[Exception], type[StudioError], str], ...] = (  # a gated one is a kind of missing one: it comes first
         (
             errors.GatedRepoError,
@@ -128,11 +129,11 @@ def _explain(error: Exception, dataset_id: str, revision: str) -> StudioError:
             f"{asked} is not on the Hub, or it is private; check the id, or log in with `hf auth login`.",
         ),
         (errors.RevisionNotFoundError, NotFound, f"{asked} has no revision {revision!r}; leave it empty for the newest one."),
-        (errors.HFValidationError, InvalidInput, f"{dataset_id!r} is not the id of a dataset; write it as owner/name."),
+        (errors.HFValidationError, InvalidInput, f"{repository!r} is not the id of a {what}; write it as owner/name."),
         (
             errors.OfflineModeIsEnabled,
             InvalidInput,
-            "The Hub is switched off here (HF_HUB_OFFLINE); switch it on, or upload the dataset's files.",
+            f"The Hub is switched off here (HF_HUB_OFFLINE); switch it on, or upload the {what}'s files.",
         ),
     )
     for kind, refusal, sentence in sentences:
@@ -140,4 +141,4 @@ def _explain(error: Exception, dataset_id: str, revision: str) -> StudioError:
             return refusal(sentence)
     named = error.strerror if isinstance(error, OSError) and error.filename else None  # not the path, which is this machine's
     why = (named or str(error)).split("\n")[0].split(". ")[0][:160] or type(error).__name__
-    return InvalidInput(f"The Hub gave no dataset {dataset_id!r} ({why}). Check the network, or upload its files.")
+    return InvalidInput(f"The Hub gave no {what} {repository!r} ({why}). Check the network, or upload its files.")

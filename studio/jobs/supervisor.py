@@ -201,6 +201,7 @@ class Supervisor:
             code_version=lineage["code_version"],
             seed=int(lineage["config"]["seed"]),
             created_at=time.time(),
+            kind=str(lineage["config"].get("method", "lora")),
         )
         try:
             self.jobs.finish(job, record, lineage["metrics"], time.time())

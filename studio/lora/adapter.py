@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from studio.lora.errors import UnsuitableStart
 from studio.lora.files import AdapterWeights, Kind, PrefixWeights, lora_scale
 from studio.lora.frozen import FrozenQuantizedLinear, is_quantized, replace_module
-from studio.lora.injection import ALL_LAYERS, block_of, find_blocks, find_targets
+from studio.lora.injection import ALL_LAYERS, block_of, find_blocks, find_targets, shortest_ends
 from studio.lora.layers import DoraLinear, LoraLinear
 from studio.lora.linear import dense_weight, is_stored_transposed, shape
 from studio.lora.prefix import Prefix, attention_modules, make_prefix
@@ -158,13 +158,7 @@ def _is_held_quantized(layer: nn.Module) -> bool:
 def _target_modules(model: nn.Module, found: dict[str, nn.Module], blocks: list[int]) -> list[str]:
     """The shortest ends of names by which PEFT finds these layers and no others, within the blocks where there are any."""
     others = [name for name, _ in model.named_modules() if name not in found and (not blocks or block_of(name) in blocks)]
-    return sorted({_shortest_end(name, others) for name in found})
-
-
-def _shortest_end(name: str, others: list[str]) -> str:
-    parts = name.split(".")
-    ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
-    return next((end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), name)
+    return shortest_ends(found, others)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ that is not here are refused.
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ REFUSED = (
     "trainable_token_indices", "target_parameters", "lora_bias", "use_qalora", "exclude_modules", "alora_invocation_tokens",
 )  # fmt: skip
 PLAIN_INIT = (True, False, "gaussian")
+STORED_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+STORED = tuple(STORED_NAMES)  # in the order that safetensors writes them
 Kind = Literal["lora", "dora", "prefix"]
 
 
@@ -97,12 +100,42 @@ def is_finite(tensor: Tensor) -> bool:
 
 def encode_adapter(weights: AdapterWeights, base_name: str, dropout: float) -> dict[str, bytes]:
     """The adapter's files by name, ready to be written. The bytes depend on the weights and options alone."""
-    own, tensors = _encode_prefix(weights.prefix) if weights.prefix else _encode_lora(weights, dropout)
-    config = {"base_model_name_or_path": base_name, "inference_mode": True, "task_type": "CAUSAL_LM", **own}
+    config, tensors = lay_out(weights, base_name, dropout)
     return {
-        CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        CONFIG_FILE: config,
         WEIGHTS_FILE: save({key: t.detach().contiguous().cpu() for key, t in tensors.items()}, metadata={"format": "pt"}),
     }
+
+
+def lay_out(weights: AdapterWeights, base_name: str, dropout: float) -> tuple[bytes, dict[str, Tensor]]:
+    """The configuration's bytes, and the tensors by PEFT's keys; no number is looked at, so they may lie on the meta device."""
+    own, tensors = _encode_prefix(weights.prefix) if weights.prefix else _encode_lora(weights, dropout)
+    config = {"base_model_name_or_path": base_name, "inference_mode": True, "task_type": "CAUSAL_LM", **own}
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(), tensors
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], numbers: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file with one tensor in memory at a time: the bytes that `encode_adapter` would give.
+
+    Args:
+        tensors: dtypes and shapes by key, which may lie on the meta device. numbers: gives the tensor of a key, on the CPU.
+    """
+    order = sorted(tensors, key=lambda key: (STORED.index(tensors[key].dtype), key))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for key in order:
+        size = tensors[key].numel() * tensors[key].itemsize
+        header[key] = {"dtype": STORED_NAMES[tensors[key].dtype], "shape": list(tensors[key].shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for key in order:
+            tensor = numbers(key)
+            if tensor.dtype != tensors[key].dtype or tensor.shape != tensors[key].shape:
+                raise ValueError(f"{key} is {tensor.dtype} {tuple(tensor.shape)}, which was not said")
+            handle.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_adapter(folder: Path) -> AdapterWeights:
@@ -136,6 +169,11 @@ def read_revision(folder: Path, sha256: str) -> AdapterWeights:
     return weights
 
 
+def tensor_key(layer: str, part: str) -> str:
+    """PEFT's key of a layer's A, B or magnitude."""
+    return f"{ROOT}{layer}.{part}" + ("" if part == MAGNITUDE else ".weight")
+
+
 def adapter_sha256(folder: Path) -> str:
     """SHA-256 over both files: the identity of an adapter's content."""
     digest = hashlib.sha256()
@@ -149,10 +187,10 @@ def adapter_sha256(folder: Path) -> str:
 def _encode_lora(weights: AdapterWeights, dropout: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = {}
     for name, (a, b) in weights.pairs.items():
-        tensors[f"{ROOT}{name}.{LORA_A}.weight"] = a
-        tensors[f"{ROOT}{name}.{LORA_B}.weight"] = b
+        tensors[tensor_key(name, LORA_A)] = a
+        tensors[tensor_key(name, LORA_B)] = b
     for name, magnitude in weights.magnitudes.items():
-        tensors[f"{ROOT}{name}.{MAGNITUDE}"] = magnitude
+        tensors[tensor_key(name, MAGNITUDE)] = magnitude
     config: dict[str, Any] = {
         "bias": "none",
         "fan_in_fan_out": weights.fan_in_fan_out,

@@ -1,6 +1,7 @@
 """Find a model's linear layers by target names and blocks."""
 
 import re
+from collections.abc import Collection
 
 from torch import nn
 
@@ -58,6 +59,17 @@ def find_blocks(model: nn.Module, layers: str) -> list[int]:
 def block_of(name: str) -> int | None:
     """The number of the block that a layer lies in: the first number in its dotted name, as PEFT reads it."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+def shortest_ends(names: Collection[str], others: Collection[str]) -> list[str]:
+    """The shortest ends of names, sorted, by which PEFT finds these layers and none of the others."""
+    return sorted({_shortest_end(name, others) for name in names})
+
+
+def _shortest_end(name: str, others: Collection[str]) -> str:
+    parts = name.split(".")
+    ends = (".".join(parts[-count:]) for count in range(1, len(parts)))
+    return next((end for end in ends if not any(_matches(other, end) for other in others)), name)
 
 
 def _by_name(layers: dict[str, nn.Module], targets: str) -> dict[str, nn.Module]:

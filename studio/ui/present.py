@@ -265,6 +265,7 @@ METRIC_FORMS: dict[str, Callable[[Any], str]] = {
 EVALUATED = ("eval_loss", "perplexity", "accuracy")
 ALWAYS_TOLD = ("method", "epochs", "learning_rate", "quantization", "seed")
 DEFAULTS = make_config().model_dump()
+ORIGINS = {"import": "imported", "arithmetic": "made of others"}  # of what was not trained here
 NO_RATES: "Mapping[str, Rate]" = {}
 
 
@@ -283,7 +284,7 @@ def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str
     steps = record.metrics.get("steps")
     lineage = [
         esc(names.get(record.base_id, "another base")),
-        esc(names.get(record.dataset_id, "a deleted dataset")),
+        ORIGINS[record.origin] if record.origin in ORIGINS else esc(names.get(record.dataset_id, "a deleted dataset")),
         kind(record),
         count(int(steps), "step") if steps else "",
     ]
@@ -320,22 +321,25 @@ def adapter_head(record: "AdapterRecord") -> str:
 
 def adapter_detail(record: "AdapterRecord", base: str, dataset: str, drawing: str, now: float | None = None) -> str:
     """All that is known of an adapter; `drawing` is what came of its training."""
-    lineage = [
-        ("base", esc(base)),
-        ("base fingerprint", _hash(record.base_fingerprint)),
-        ("dataset", esc(dataset)),
-        ("dataset hash", _hash(record.dataset_hash)),
-        ("adapter SHA-256", _hash(record.sha256)),
-        ("trained", time_tag(record.created_at, now)),
-        ("studio version", esc(record.code_version)),
-    ]
+    lineage = _lineage(record, base, dataset, now)
     metrics = [(METRIC_NAMES.get(key, key.replace("_", " ")), _metric(key, value)) for key, value in _unsaid(record.metrics)]
     config = {key: (key.replace("_", " "), esc(plain_number(value))) for key, value in record.config.items()}
-    chosen = [pair for key, pair in config.items() if key in ALWAYS_TOLD or record.config[key] != DEFAULTS.get(key)]
-    parts = [("Lineage", lineage), ("What training measured", metrics), ("How it was trained", chosen)]
-    told = "".join(f'<h4 class="as-section">{title}</h4>{facts(pairs)}' for title, pairs in parts)
-    every = f'<details class="as-more"><summary>Every option</summary>{facts(config.values())}</details>'
-    return f'<div class="as-outcome">{drawing}</div>{told}{every}'
+    elsewhere = record.origin in ORIGINS
+    chosen = [pair for key, pair in config.items() if elsewhere or key in ALWAYS_TOLD or record.config[key] != DEFAULTS.get(key)]
+    parts = [("Lineage", lineage), ("What training measured", metrics), ("What it is" if elsewhere else "How it was trained", chosen)]
+    told = "".join(f'<h4 class="as-section">{title}</h4>{facts(pairs)}' for title, pairs in parts if pairs)
+    every = "" if elsewhere else f'<details class="as-more"><summary>Every option</summary>{facts(config.values())}</details>'
+    return (f'<div class="as-outcome">{drawing}</div>' if drawing else "") + told + every
+
+
+def _lineage(record: "AdapterRecord", base: str, dataset: str, now: float | None) -> list[tuple[str, str]]:
+    at = time_tag(record.created_at, now)
+    begin = [("base", esc(base)), ("base fingerprint", _hash(record.base_fingerprint))]
+    end = [("adapter SHA-256", _hash(record.sha256)), ("studio version", esc(record.code_version))]
+    if record.origin in ORIGINS:
+        parents = [(f"{parent.get('weight')} · {parent.get('name')}", _hash(str(parent.get("sha256", "")))) for parent in record.parents]
+        return [*begin, (ORIGINS[record.origin], at), ("from", esc(record.source)), *parents, *end]
+    return [*begin, ("dataset", esc(dataset)), ("dataset hash", _hash(record.dataset_hash)), end[0], ("trained", at), end[1]]
 
 
 def _unsaid(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -95,7 +95,7 @@ def test_a_character_is_told_from_the_others(studio: Studio, name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_memory_that_was_told_before_is_the_memory_that_it_took(studio: Studio, name: str) -> None:
-    expected = studio.estimate(name, overrides=SETTINGS[name]).total_mb
+    expected = studio.foresight.estimate(name, overrides=SETTINGS[name]).total_mb
     measured = studio.adapters.get(name).metrics["peak_rss_mb"]
     print(f"\n{name}: {expected} MB told, {measured} MB taken")
     assert abs(expected - measured) <= 0.15 * measured

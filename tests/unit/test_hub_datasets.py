@@ -1,9 +1,6 @@
 """Datasets of the Hub, fetched from a small Hub on the loopback by the real client."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,62 +8,15 @@ import pytest
 from studio.datasets.hub import choose_files, fetch_from_hub
 from studio.datasets.reading import Limits, read_files
 from studio.errors import InvalidInput, NotFound
+from tests.hub import COMMIT, FakeHub, running_hub
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BIG = Limits(1 << 30)
-
-
-class FakeHub(ThreadingHTTPServer):
-    """Answers what the client asks: about a dataset, and for files of one commit."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.files: dict[str, bytes] = {}
-        self.error: tuple[int, str] | None = None
-        self.asked: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Answers(BaseHTTPRequestHandler):
-    server: FakeHub
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        self.server.asked.append(path)
-        if self.server.error:
-            status, code = self.server.error
-            self.answer(status, b'{"error": "no"}', {"X-Error-Code": code, "X-Error-Message": "no"})
-        elif path.startswith("/api/datasets/me/set"):
-            siblings = [{"rfilename": name, "size": len(content)} for name, content in self.server.files.items()]
-            self.answer(200, json.dumps({"id": "me/set", "sha": COMMIT, "siblings": siblings}).encode(), {})
-        elif path.startswith(f"/datasets/me/set/resolve/{COMMIT}/"):
-            name = path.split(COMMIT + "/")[1]
-            self.answer(200, self.server.files[name], {"X-Repo-Commit": COMMIT, "ETag": f'"{name.encode().hex()}"'})
-        else:
-            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        return None
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    with FakeHub() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with running_hub("datasets", "me/set") as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def refusal(hub: FakeHub, folder: Path, limits: Limits = BIG, dataset: str = "me/set", revision: str = "main") -> str:

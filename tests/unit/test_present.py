@@ -79,6 +79,8 @@ def test_what_people_typed_is_escaped_everywhere() -> None:
         present.adapter_cards([ADAPTER], "a1", {"b1": EVIL, "d1": EVIL}, NOW),
         present.adapter_head(ADAPTER),
         present.adapter_detail(replace(ADAPTER, config={"targets": EVIL}, code_version=EVIL), EVIL, EVIL, "", NOW),
+        present.adapter_detail(replace(ADAPTER, origin="import", source=EVIL, config={"targets": EVIL}), EVIL, EVIL, "", NOW),
+        present.adapter_detail(replace(ADAPTER, origin="arithmetic", parents=[{"name": EVIL, "sha256": SHA}]), EVIL, EVIL, "", NOW),
         present.stamp_line(STAMP),
     ]
     for html in shown:
@@ -113,6 +115,14 @@ def test_the_kind_of_an_adapter_is_said_and_an_old_one_is_lora() -> None:
     assert present.kind(replace(ADAPTER, config={"method": "dora"})) == "DoRA, rank 16"
     assert present.kind(replace(ADAPTER, config={"method": "prefix", "virtual_tokens": 20})) == "prefix, 20 tokens"
     assert "DoRA, rank 16" in present.adapter_cards([replace(ADAPTER, config={"method": "dora"})], "a1", {}, NOW)
+
+
+def test_an_imported_adapter_tells_where_it_is_from_and_of_no_training() -> None:
+    record = replace(ADAPTER, origin="import", source="the file 'a.zip'", dataset_id="", job_id="", metrics={}, config={"rank": 16})
+    shown = present.adapter_detail(record, "tiny", "", "", NOW)
+    assert "the file &#x27;a.zip&#x27;" in shown and "<dt>imported</dt>" in shown and "<dt>rank</dt>" in shown
+    assert "trained" not in shown and "dataset" not in shown and "Every option" not in shown
+    assert "imported" in present.adapter_cards([record], "a1", {}, NOW)
 
 
 def test_an_adapter_tells_what_was_chosen_before_every_option_and_what_was_measured_once() -> None:

@@ -79,9 +79,11 @@ def inner_suffix(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _copied(document: Document, stream: _Readable, packed_bytes: Callable[[], int], budget: Budget) -> Iterator[Path]:
+def _copied(
+    document: Document, stream: _Readable, packed_bytes: Callable[[], int], budget: Budget, within: Path | None = None
+) -> Iterator[Path]:
     """A file with what comes out of a stream; it is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="studio-") as folder:
+    with tempfile.TemporaryDirectory(prefix="studio-", dir=within) as folder:
         path = Path(folder) / "member"
         total = 0
         with path.open("wb", buffering=0) as target:
@@ -103,8 +105,12 @@ def _next_chunk(document: Document, stream: _Readable) -> bytes:
 
 def short(error: Exception) -> str:
     """What a library says of damage, without the pages of bytes that it may quote."""
-    why = str(error) or type(error).__name__
-    return why if len(why) <= 120 else why[:119] + "…"
+    return brief(str(error) or type(error).__name__)
+
+
+def brief(text: str) -> str:
+    """A text of a stranger's, of any length, as it fits into a sentence."""
+    return text if len(text) <= 120 else text[:119] + "…"
 
 
 def _write(target: io.FileIO, chunk: bytes) -> None:
@@ -131,7 +137,13 @@ class _Guarded(io.FileIO):
         return super().read(size) or b""
 
 
-def _unpack_zip(document: Document, endings: tuple[str, ...], budget: Budget) -> Iterator[Document]:
+@contextlib.contextmanager
+def open_zip(document: Document) -> Iterator[tuple[zipfile.ZipFile, list[tuple[str, zipfile.ZipInfo]]]]:
+    """A zip and its files that are not hidden, by their names, after each was looked at; nothing is unpacked yet.
+
+    Raises:
+        InvalidInput: it is damaged, encrypted, a bomb of shared bytes, too many files, or names a path outside itself or a link.
+    """
     limit = document.limits.files
     with _Guarded(document.path, max(limit * KIB, MIB)) as raw:
         try:
@@ -141,33 +153,43 @@ def _unpack_zip(document: Document, endings: tuple[str, ...], budget: Budget) ->
         except DAMAGE as error:
             raise document.refuse(f"is no zip, or a damaged one ({short(error)}); pack it again.") from None
         with archive:
-            members = _checked_members(document, archive)
-            skipped = []
-            for name, member in members:
-                suffix = PurePosixPath(name.lower()).suffix
-                known = inner_suffix(name) if suffix == ".gz" else suffix
-                if known in ARCHIVES:
-                    raise document.refuse(f"holds another archive, {name!r}; unpack that one and pack its files instead.")
-                if known not in endings:
-                    skipped.append(name)
-                    continue
-                yield from _unpack_member(
-                    document, archive, member, replace(document, file=f"{document.file}/{name}", suffix=suffix), endings, budget
-                )
-    if skipped:
-        shown = ", ".join(repr(name) for name in skipped[:8]) + (", …" if len(skipped) > 8 else "")
-        document.tell(f"holds {len(skipped)} file(s) of other kinds, which were left out: {shown}.")
+            yield archive, _checked_members(document, archive)
 
 
-def _unpack_member(
-    document: Document, archive: zipfile.ZipFile, member: zipfile.ZipInfo, inner: Document, endings: tuple[str, ...], budget: Budget
-) -> Iterator[Document]:
+@contextlib.contextmanager
+def unpacked(
+    document: Document, archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: Budget, folder: Path | None = None
+) -> Iterator[Path]:
+    """A file with what one member of a zip holds, in a folder or where temporary files lie; it is gone afterwards.
+
+    Raises:
+        InvalidInput: it is damaged, a bomb, or more than the budget. OutOfSpace.
+    """
     try:
         stream = archive.open(member)
     except DAMAGE as error:
-        raise document.refuse(f"is damaged at {member.filename!r} ({short(error)}); pack it again.") from None
-    with stream, _copied(inner, stream, lambda: member.compress_size, budget) as path:
-        yield from unpack(replace(inner, path=path), endings, budget)
+        raise document.refuse(f"is damaged at {brief(member.filename)!r} ({short(error)}); pack it again.") from None
+    with stream, _copied(document, stream, lambda: member.compress_size, budget, folder) as path:
+        yield path
+
+
+def _unpack_zip(document: Document, endings: tuple[str, ...], budget: Budget) -> Iterator[Document]:
+    skipped = []
+    with open_zip(document) as (archive, members):
+        for name, member in members:
+            suffix = PurePosixPath(name.lower()).suffix
+            known = inner_suffix(name) if suffix == ".gz" else suffix
+            if known in ARCHIVES:
+                raise document.refuse(f"holds another archive, {brief(name)!r}; unpack that one and pack its files instead.")
+            if known not in endings:
+                skipped.append(name)
+                continue
+            inner = replace(document, file=f"{document.file}/{name}", suffix=suffix)
+            with unpacked(inner, archive, member, budget) as path:
+                yield from unpack(replace(inner, path=path), endings, budget)
+    if skipped:
+        shown = ", ".join(repr(name) for name in skipped[:8]) + (", …" if len(skipped) > 8 else "")
+        document.tell(f"holds {len(skipped)} file(s) of other kinds, which were left out: {shown}.")
 
 
 def _checked_members(document: Document, archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
@@ -182,15 +204,15 @@ def _checked_members(document: Document, archive: zipfile.ZipFile) -> list[tuple
         parts = name.split("/")
         kind = stat.S_IFMT(member.external_attr >> 16)
         if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts or "\0" in name:
-            raise document.refuse(f"holds a file that would lie outside it, {name!r}; pack the files by plain names.")
+            raise document.refuse(f"holds a file that would lie outside it, {brief(name)!r}; pack the files by plain names.")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise document.refuse(f"holds {name!r}, which is a link or a device; pack the file that it stands for.")
+            raise document.refuse(f"holds {brief(name)!r}, which is a link or a device; pack the file that it stands for.")
         if member.is_dir() or name.endswith("/") or "__MACOSX" in parts or parts[-1].startswith("."):
             continue
         if member.flag_bits & 1:
-            raise document.refuse(f"is encrypted ({name!r}); pack it again without a password.")
+            raise document.refuse(f"is encrypted ({brief(name)!r}); pack it again without a password.")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise document.refuse(f"packs {name!r} in a way that is not read here; pack it again with the usual one (deflate).")
+            raise document.refuse(f"packs {brief(name)!r} in a way that is not read here; pack it again with the usual one (deflate).")
         members.append((name, member))
     return members
 
@@ -201,4 +223,4 @@ def _check_overlaps(document: Document, archive: zipfile.ZipFile, members: list[
     ends = [member.header_offset for member in in_order[1:]] + [archive.start_dir]
     for member, end in zip(in_order, ends, strict=False):  # an empty archive has an end and no member
         if member.header_offset + member.compress_size > end:
-            raise document.refuse(f"is damaged, or a zip bomb: {member.filename!r} shares its bytes with others; pack it again.")
+            raise document.refuse(f"is damaged, or a zip bomb: {brief(member.filename)!r} shares its bytes with others; pack it again.")

@@ -66,7 +66,7 @@ class Events:
     def start(self, dataset: str, base: str | None, preset: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Make the report; yields (progress, report, its dataset, start button, cancel button)."""
         session = request.session_hash or ""
-        work = Work(lambda work: self.studio.report(dataset, base, preset, progress=work.tell, cancelled=work.is_stopped))
+        work = Work(lambda work: self.studio.foresight.report(dataset, base, preset, progress=work.tell, cancelled=work.is_stopped))
         self._running[session] = work
         busy = gr.Button(interactive=False), gr.Button(visible=True)
         try:

@@ -142,7 +142,7 @@ class Events:
         if view != MASK:
             return ShownRow(number, row, view)
         try:
-            return ShownRow(number, row, view, self.studio.pieces(record.id, number, base, int(max_length or 0)))
+            return ShownRow(number, row, view, self.studio.foresight.pieces(record.id, number, base, int(max_length or 0)))
         except StudioError as error:
             return ShownRow(number, row, view, trouble=str(error))
 

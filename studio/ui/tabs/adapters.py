@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.errors import NotFound, StudioError
-from studio.ui import present
+from studio.ui import importing, present
 from studio.ui.curve import Curve
 from studio.ui.outcome import outcome
 from studio.ui.page import ADAPTERS, QUIET, TRAIN, Page, action, fragment, html, names_of, open_chat
@@ -27,6 +27,7 @@ class AdaptersTab:
     tab: gr.Tab
     message: gr.HTML
     catalog: gr.HTML
+    importing: importing.Importing
     chosen: gr.State
     detail: gr.Column
     head: gr.HTML
@@ -53,10 +54,11 @@ def build() -> AdaptersTab:
         with gr.Row(elem_classes="as-columns"):
             with gr.Column(scale=6, min_width=300):
                 catalog = fragment(elem_id="adapter-catalog")
+                fold = importing.build()
             with gr.Column(scale=6, min_width=300, visible=False, elem_classes="as-panel", elem_id="adapter-detail") as detail:
                 shown = _build_detail()
         chosen = gr.State("")
-    return AdaptersTab(tab=tab, message=message, catalog=catalog, chosen=chosen, detail=detail, **shown)
+    return AdaptersTab(tab=tab, message=message, catalog=catalog, importing=fold, chosen=chosen, detail=detail, **shown)
 
 
 def _build_detail() -> dict[str, Any]:
@@ -107,7 +109,9 @@ class _Events:
         records = self.studio.adapters.all()
         if not records:
             go = present.button("Train one →", "train")
-            empty = present.empty_card("No adapter yet", "An adapter appears here as soon as a training is done.", go)
+            empty = present.empty_card(
+                "No adapter yet", "An adapter appears here as soon as a training is done, or when you import one.", go
+            )
             return "", empty, gr.Column(visible=False), "", "", "", *self._closed()
         record = next((r for r in records if r.id == chosen), records[0])
         names = names_of(self.studio)
@@ -123,6 +127,8 @@ class _Events:
 
     def _outcome(self, record: "AdapterRecord") -> str:
         """What came of the training that made it, with its curves where the job is known."""
+        if record.origin != "training":
+            return ""
         try:
             job = self.studio.queue.get(record.job_id)
         except NotFound:
@@ -166,6 +172,7 @@ def wire(page: Page, studio: "Studio") -> None:
     show: dict[str, Any] = {"fn": events.show, "inputs": tab.chosen, "outputs": shown, **QUIET}
     tab.tab.select(**show)
     tab.catalog.act(events.act, tab.chosen, [tab.chosen, page.tabs], **QUIET).then(**show)
+    importing.wire(tab.importing, tab.tab, studio, tab.message, tab.chosen).then(**show)
     tab.chat.click(lambda chosen: open_chat(studio, chosen), tab.chosen, [page.tabs, page.chat.adapter], **QUIET)
     made = tab.download.click(events.download, tab.chosen, [tab.message, tab.file], **QUIET)
     made.success(None, None, None, js=SAVE_FILE, **QUIET)

@@ -193,7 +193,7 @@ class _Events:
         if kind == "row":
             yield {self.tab.views: gr.Tabs(selected=ROWS), self.tab.rows.offset: int(what)}
         elif kind == "mend":
-            yield from self._make(chosen, lambda record: [self.studio.mend(record.id, what, base, preset)])
+            yield from self._make(chosen, lambda record: [self.studio.foresight.mend(record.id, what, base, preset)])
 
     def change(self, chosen: str, *inputs: Any, name: str) -> Iterator[dict[Any, Any]]:
         """Do one of the changes."""

@@ -124,7 +124,7 @@ class _Events:
             return ""
         try:
             axes = parse_axes([sweep])
-            found = self.studio.estimate(dataset, base, preset, form.changed_fields(preset, values), axes)
+            found = self.studio.foresight.estimate(dataset, base, preset, form.changed_fields(preset, values), axes)
         except StudioError as error:
             return present.hint(str(error))
         return present.memory_line(found, math.prod(map(len, axes.values())))
