@@ -23,7 +23,7 @@ from studio.chat.backend import load_engine
 from studio.chat.bank import BASE, Part, Voice
 from studio.chat.engine import AdapterSource, Capacity
 from studio.chat.sampling import Sampling, TokenLogprob
-from studio.chat.ticket import Ticket
+from studio.chat.ticket import Piece, Ticket
 from studio.lora.files import BadAdapter, adapter_sha256, read_adapter
 from tests.browser.running import free_port
 
@@ -131,11 +131,11 @@ class VllmLike:
 
     async def events(self, body: dict[str, Any], ticket: Ticket) -> AsyncIterator[bytes]:
         head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"]}
-        told, is_over = 0, False
+        told, said, is_over = 0, 0, False
         try:
             async for piece in _come(ticket):
                 await asyncio.sleep(60 if self.fault == "silence" else self.pause_s)
-                if self.fault and told >= 6:
+                if self.fault and said >= 6:
                     if self.fault == "event":
                         yield _event({"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}})
                         yield b"data: [DONE]\n\n"
@@ -144,9 +144,9 @@ class VllmLike:
                         raise ConnectionResetError
                     return
                 if piece is not None:
-                    text, tokens = piece
-                    yield _event({**head, **_choice(text, ticket.logprobs[told:tokens], body), "usage": _usage(ticket, tokens)})
-                    told = tokens
+                    choice = _choice(piece.text, ticket.logprobs[told : piece.told], body)
+                    yield _event({**head, **choice, "usage": _usage(ticket, piece.tokens)})
+                    told, said = piece.told, piece.tokens
             is_over, done = True, ticket.finished
             assert done is not None
             ended = {"finish_reason": done.reason, "stop_reason": body["stop"][0] if done.reason == "stop" and body["stop"] else None}
@@ -159,7 +159,7 @@ class VllmLike:
             ticket.cancel()
 
 
-async def _come(ticket: Ticket) -> AsyncIterator[tuple[str, int] | None]:
+async def _come(ticket: Ticket) -> AsyncIterator[Piece | None]:
     loop, come = asyncio.get_running_loop(), asyncio.Event()
     ticket.listen(lambda: loop.call_soon_threadsafe(come.set))
     while True:

@@ -127,7 +127,7 @@ class Answers:
                         choice.stamp = stream.stamp
                         yield choice, "", 0
                     else:
-                        yield choice, *piece
+                        yield choice, piece.text, piece.told
 
     def _chunk(self, choice: Choice, text: str, known: int, told: list[int]) -> dict[str, Any]:
         if choice.stamp is not None:

@@ -126,9 +126,8 @@ def _pieces(ticket: Ticket) -> Results:
                 assert ticket.finished is not None
                 yield Done(ticket.finished, None if ticket.distribution is None else ticket.distribution.numpy())
                 return
-            text, tokens = piece
-            yield Said(text, tokens, tuple(ticket.logprobs[told:tokens]))
-            told = tokens
+            yield Said(piece.text, piece.tokens, tuple(ticket.logprobs[told : piece.told]))
+            told = piece.told
 
 
 def _read(folder: Path) -> AdapterWeights:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -36,6 +37,14 @@ class Finished:
     tokens_per_s: float
 
 
+class Piece(NamedTuple):
+    """A piece of text, how many tokens the reply has by then, and how many log-probabilities are told by then."""
+
+    text: str
+    tokens: int
+    told: int
+
+
 @dataclass(eq=False)
 class Ticket:
     """A request on its way. Iterate for pieces of text; `finished` is there at the end.
@@ -55,7 +64,7 @@ class Ticket:
     token_count: int = 0  # of the reply, so far
     submitted: float = field(default_factory=time.perf_counter)
     reading: "list[Future[Loaded]]" = field(default_factory=list)  # its adapters that were not in memory when it came
-    _pieces: "queue.SimpleQueue[tuple[str, int] | Exception | None]" = field(default_factory=queue.SimpleQueue)
+    _pieces: "queue.SimpleQueue[Piece | Exception | None]" = field(default_factory=queue.SimpleQueue)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _wake: Callable[[], None] = lambda: None
     _heard: Callable[[], None] = lambda: None
@@ -75,8 +84,8 @@ class Ticket:
         self._cancelled.set()
         self._wake()
 
-    def pieces(self) -> Iterator[tuple[str, int]]:
-        """Pieces of text, each with the number of log-probabilities that are told by then.
+    def pieces(self) -> Iterator[Piece]:
+        """What is said, as it comes.
 
         Raises:
             StudioError: the request failed; in words for the user.
@@ -91,7 +100,7 @@ class Ticket:
         self._heard = heard
         heard()
 
-    def ready(self) -> Iterator[tuple[str, int] | None]:
+    def ready(self) -> Iterator[Piece | None]:
         """What has come, without waiting, as `pieces` gives it; None is the end.
 
         Raises:
@@ -104,7 +113,7 @@ class Ticket:
             yield piece
 
     def __iter__(self) -> Iterator[str]:
-        return (text for text, _ in self.pieces() if text)
+        return (piece.text for piece in self.pieces() if piece.text)
 
     def text(self) -> str:
         """Wait for the whole reply."""
@@ -112,7 +121,7 @@ class Ticket:
 
     def say(self, text: str) -> None:
         """From the engine: a piece of text."""
-        self._pieces.put((text, len(self.logprobs)))
+        self._pieces.put(Piece(text, self.token_count, len(self.logprobs)))
         self._heard()
 
     def end(self, error: Exception | None = None) -> None:

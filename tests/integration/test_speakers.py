@@ -134,7 +134,7 @@ def test_a_checkpoint_that_is_gone_is_refused_plainly(studio: Studio) -> None:
     job = studio.train("Angry bird", "brief", overrides={"quantization": "fp32"})
     leave_checkpoints(studio, job, max_steps=3)
     chosen = choose("job:brief@1", studio.speakers.get)
-    [part] = chosen.voice(studio.speakers.read).parts
+    [part] = chosen.voice(studio.speakers.read, studio.speakers.path).parts
     weights = studio.queue.checkpoints.at(job.id, 1) / WEIGHTS_FILE
     weights.write_bytes((studio.queue.checkpoints.at(job.id, 2) / WEIGHTS_FILE).read_bytes())
     with pytest.raises(NotFound, match=r"'job:brief@1' cannot be used any more: they were changed.* Choose another one\."):
