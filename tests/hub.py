@@ -64,6 +64,8 @@ def running_hub(kind: str, repository: str) -> Iterator[FakeHub]:
     with FakeHub(kind, repository) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
 from storage import files
 from storage.records import AdapterRecord
 from studio import __version__
@@ -68,7 +70,10 @@ class Maker:
         _check_recipe(recipe)
         parts = read_formula(formula, self.catalog.get)
         _check_parts([record for record, _ in parts])
-        made, notice = compute([Term(self.catalog.read(record), weight) for record, weight in parts], recipe)
+        try:
+            made, notice = compute([Term(self.catalog.read(record), weight) for record, weight in parts], recipe)
+        except LinAlgError:  # what came of it is not finite
+            raise InvalidInput("The adapters' numbers are too large to be combined at a smaller rank; leave the largest one out.") from None
         base = self.bases.get(parts[0][0].base_id)
         others = [module for module in self.shapes.of(base).modules if module not in made.adapter.pairs]
         weights = replace(made.adapter, targets=tuple(shortest_ends(made.adapter.pairs, others)))
@@ -86,6 +91,11 @@ def read_formula(text: str, get: Callable[[str], AdapterRecord]) -> list[tuple[A
     Raises:
         NotFound. InvalidInput: a weight is out of bounds, or an adapter stands twice.
     """
+    try:
+        return [(get(text), 1.0)]  # a name may hold any sign
+    except NotFound:
+        if "+" not in text and ":" not in text:
+            raise
     parts = [_part(term.strip(), get) for term in text.split("+")]
     if len(parts) > MAX_PARTS:
         raise InvalidInput(f"The formula holds {len(parts)} adapters; leave some out, {MAX_PARTS} are possible.")
@@ -119,7 +129,7 @@ def compute(terms: list[Term], recipe: Recipe) -> tuple[Reduced, str]:
 
 def _part(term: str, get: Callable[[str], AdapterRecord]) -> tuple[AdapterRecord, float]:
     try:
-        return get(term), 1.0  # a name may hold any sign
+        return get(term), 1.0
     except NotFound:
         name, colon, number = term.rpartition(":")
         if not colon:

@@ -130,6 +130,7 @@ def _meant(text: str) -> list[Path] | Repository:
 
 @contextmanager
 def _from_folder(folder: Path, limits: Limits) -> Iterator[Found]:
+    folder = folder.resolve()
     names = sorted(entry.name for entry in folder.iterdir())
     label = f"the folder {folder.name!r}"
     if CONFIG_FILE not in names:

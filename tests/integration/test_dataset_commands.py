@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import shutil
-import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from studio.datasets.hub import fetch_from_hub
 from studio.services import Studio
 from tests.commands import GOOD, Shell
 from tests.conftest import tiny_settings
-from tests.unit.test_hub_datasets import COMMIT, FakeHub
+from tests.hub import COMMIT, running_hub
 
 
 @pytest.fixture(scope="module")
@@ -187,21 +186,15 @@ def test_a_report_says_what_a_base_makes_of_a_set(shell: Shell) -> None:
 
 
 def test_a_set_of_the_hub_is_fetched_at_its_commit(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeHub() as hub:
+    with running_hub("datasets", "me/set") as hub:
         monkeypatch.setattr("studio.services.fetch_from_hub", partial(fetch_from_hub, endpoint=hub.url))
         shell.monkeypatch.setenv("STUDIO_HUB_TIMEOUT_S", "5")
-        thread = threading.Thread(target=hub.serve_forever)
-        thread.start()
-        try:
-            hub.files = {"README.md": b"# A set", "train.jsonl": GOOD.encode() * 2, "test.jsonl": GOOD.encode()}
-            made = dataset(shell, "fetch", "me/set", "--name", "fetched")
-            assert made["rows"] == 2 and made["made_by"] == f"fetched from me/set at {COMMIT}"
-            assert "these were not: test.jsonl" in made["notes"][0]
-            hub.error = (404, "RepoNotFound")
-            assert "is not on the Hub, or it is private" in shell.refuse("dataset", "fetch", "me/gone", "--name", "x")
-        finally:
-            hub.shutdown()
-            thread.join()
+        hub.files = {"README.md": b"# A set", "train.jsonl": GOOD.encode() * 2, "test.jsonl": GOOD.encode()}
+        made = dataset(shell, "fetch", "me/set", "--name", "fetched")
+        assert made["rows"] == 2 and made["made_by"] == f"fetched from me/set at {COMMIT}"
+        assert "these were not: test.jsonl" in made["notes"][0]
+        hub.error = (404, "RepoNotFound")
+        assert "is not on the Hub, or it is private" in shell.refuse("dataset", "fetch", "me/gone", "--name", "x")
 
 
 def test_without_the_hub_a_fetch_is_refused_in_one_sentence(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Adapters made of others, with PEFT's `add_weighted_adapter` as the oracle."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from studio.adapters.making import MAX_PARTS, Recipe
+from studio.adapters.making import MAX_PARTS, Recipe, read_formula
 from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound
 from studio.lora.adapter import AdapterSpec, attach
 from studio.services import Studio
@@ -151,6 +152,28 @@ def test_what_cannot_be_made_is_one_sentence_and_leaves_nothing(
         studio.make_adapter(formula, "made", recipe)
     assert words in str(caught.value) and str(caught.value).endswith(".")
     assert sorted(studio.adapters.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(rank=2), Recipe("ties"), Recipe("dare")])
+def test_numbers_that_overflow_are_told(studio: Studio, tmp_path: Path, recipe: Recipe) -> None:
+    weights = studio.adapters.read(studio.adapters.get("fish"))
+    huge = replace(weights, pairs={name: (torch.full_like(a, 1e30), torch.full_like(b, 1e38)) for name, (a, b) in weights.pairs.items()})
+    record = studio.import_adapter(str(write(tmp_path / "huge", huge)), "huge").record
+    before = sorted(studio.adapters.folder.iterdir())
+    with pytest.raises(InvalidInput, match=r"not finite|too large to be combined"):
+        studio.make_adapter("huge:9+bird", "made", recipe)
+    assert sorted(studio.adapters.folder.iterdir()) == before
+    studio.adapters.remove(record.id)
+
+
+def test_a_name_may_hold_the_signs_of_a_formula(studio: Studio) -> None:
+    odd = studio.make_adapter("wizard:0.5+pirate", "a+b:2").record
+    assert read_formula("a+b:2", studio.adapters.get) == [(odd, 1.0)]
+    assert [(record.name, weight) for record, weight in read_formula(f" {odd.id}:-2 + wizard ", studio.adapters.get)] == [
+        ("a+b:2", -2.0),
+        ("wizard", 1.0),
+    ]
+    studio.adapters.remove(odd.id)
 
 
 def test_names_and_bases_are_checked(studio: Studio, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from studio.errors import InvalidInput
-from studio.names import MAX_NAME, checked_name
+from studio.names import MAX_NAME, checked_name, looks
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,19 @@ def test_a_checked_name_is_checked_for_good(name: str) -> None:
         return
     assert checked_name("dataset", clean) == clean
     assert 1 <= len(clean) <= MAX_NAME and unicodedata.is_normalized("NFC", clean) and clean == clean.strip()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("wizard", "w\u0456zard", True),
+        ("wizard", "\uff57izard", True),
+        ("Wizard", "wizard", True),
+        ("ΒΑSE", "base", True),
+        ("wizard", "wizards", False),
+        ("мир", "мор", False),
+        ("鸟", "鳥", False),
+    ],
+)
+def test_names_that_look_the_same_are_told(one: str, other: str, alike: bool) -> None:
+    assert (looks(one) == looks(other)) is alike
