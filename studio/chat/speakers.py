@@ -6,7 +6,6 @@ A training keeps its newest checkpoints until it is done; then its adapter speak
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from storage.records import AdapterRecord, BaseRecord, JobRecord
@@ -108,7 +107,7 @@ class Speakers:
         base = self.bases.get(job.base_id)
         try:
             written = (folder / WEIGHTS_FILE).stat()
-            sha256 = _content(folder, written.st_mtime_ns)
+            sha256 = adapter_sha256(folder)
         except OSError:
             raise NotFound(f"The checkpoint {kept.label} was just replaced by a newer one; choose that.") from None
         return AdapterRecord(
@@ -128,9 +127,3 @@ class Speakers:
             seed=int(config.get("seed", 0)),
             created_at=written.st_mtime,
         )
-
-
-@lru_cache(maxsize=256)
-def _content(folder: Path, written_ns: int) -> str:  # noqa: ARG001 - a checkpoint is never changed, but another may take its place
-    """The content hash of a checkpoint's adapter."""
-    return adapter_sha256(folder)

@@ -1,6 +1,8 @@
 """LoRA with PEFT as the oracle: our files in PEFT, PEFT's files in ours, and the same gradients."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from studio.chat.host import AdapterSource, HostTier
 from studio.chat.runner import PlainRunner
 from studio.lora.adapter import AdapterSpec, Attached, attach
 from studio.lora.errors import UnknownLayers, UnknownTarget, UnsuitableOption
-from studio.lora.files import AdapterWeights, BadAdapter, adapter_sha256, read_adapter
+from studio.lora.files import WEIGHTS_FILE, AdapterWeights, BadAdapter, adapter_sha256, read_adapter, read_revision
 from studio.lora.injection import find_targets
 from studio.lora.serving import Routing
 from tests.oracle import TOKENS, adapted_by, assert_same_gradients, copy_into, load_in_peft, perturb, write
@@ -147,6 +149,25 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
         for i, seed in enumerate((5, 5, 6))
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_changed_file_has_another_hash_though_the_old_one_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "a", small(make_model()).weights())
+    monkeypatch.setattr("studio.lora.files.SETTLED_NS", 0)
+    before = adapter_sha256(folder)
+    assert read_revision(folder, before).rank
+    read: list[Path] = []
+    monkeypatch.setattr("studio.lora.files._sha256", lambda where: read.append(where) or "read again")
+    assert adapter_sha256(folder) == before and not read  # remembered
+    weights = folder / WEIGHTS_FILE
+    data, stat = bytearray(weights.read_bytes()), weights.stat()
+    data[-1] ^= 1
+    time.sleep(0.02)  # a tick of the clock of files
+    weights.write_bytes(data)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as long as before, and of the same time
+    assert adapter_sha256(folder) == "read again"
+    with pytest.raises(BadAdapter, match="they were changed"):
+        read_revision(folder, before)
 
 
 def test_weights_are_copies_in_float32() -> None:

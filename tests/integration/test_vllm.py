@@ -22,7 +22,7 @@ from studio.chat.vllm import Folders, VllmBackend, _logprobs, request_body
 from studio.chat.vllm_server import VllmServer
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, ContextTooLong, InvalidInput, NotFound, StudioError
-from studio.lora.files import AdapterWeights, encode_adapter, read_adapter
+from studio.lora.files import AdapterWeights, adapter_sha256, encode_adapter, read_adapter
 from studio.services import Studio
 from tests.conftest import tiny_settings
 from tests.serving import VOICES, add_adapters, serving
@@ -381,9 +381,9 @@ def test_other_weights_under_the_same_name_are_loaded_under_another(like: VllmLi
     folder.mkdir()
     for file, content in encode_adapter(replace(weights, alpha=weights.alpha / 2), "tiny", 0.0).items():
         (folder / file).write_bytes(content)
-    studio.adapters.records.add(replace(old, id="again", sha256="a" * 64))
+    studio.adapters.records.add(replace(old, id="again", sha256=adapter_sha256(folder)))
     assert studio.reply(HELLO, "wizard", **asked).text != before
-    assert set(like.loaded) == {old.sha256, "a" * 64}
+    assert set(like.loaded) == {old.sha256, adapter_sha256(folder)}
 
 
 def test_the_page_opens_and_says_what_is_wrong_and_a_training_puts_nothing_aside(like: VllmLike, studio: Studio) -> None:
