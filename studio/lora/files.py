@@ -162,9 +162,9 @@ def read_revision(folder: Path, sha256: str) -> AdapterWeights:
     Raises:
         BadAdapter: as `read_adapter`; or the content is another.
     """
+    before = _state(folder) if all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)) else ()
+    weights = read_adapter(folder)  # says what is missing
     try:
-        before = _state(folder)
-        weights = read_adapter(folder)
         found, after = adapter_sha256(folder), _state(folder)
     except OSError as error:
         raise BadAdapter(f"its content cannot be checked ({error.strerror or type(error).__name__})") from None
