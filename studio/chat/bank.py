@@ -91,6 +91,8 @@ class Bank:
         self._generation = 0
         self._pinned: set[str] = set()
         self._squares: dict[str, Tensor] = {}
+        # Growing copies what is there. On the CPU a slot takes memory only once it is written, so that stacks may begin large.
+        self._first = 8 if runner.device.type == "cpu" else 1
         self._routed: tuple[int | Lease, ...] = ()  # what the routing says now; nothing once a slot has moved
 
     def missing(self, voice: Voice) -> list[AdapterSource]:
@@ -201,7 +203,7 @@ class Bank:
 
     def _larger(self, rank: int, size: int) -> int:
         """How many slots the class may grow to within the budget; 0 where it may not. One adapter is served in any case."""
-        for larger in (min(self.slots, max(1, 2 * size)), size + 1):
+        for larger in (min(self.slots, max(self._first, 2 * size)), size + 1):
             fits = self.slot_bytes() + (larger - size) * self._bytes_of(rank) <= self.budget_bytes
             if larger > size and (fits or not self._resident):
                 return larger
