@@ -238,7 +238,7 @@ class Adapters(NamedRepository[AdapterRecord]):
                 session.execute(update(AdapterRow).where(AdapterRow.name == name).values(current=False))
                 place = {"name": name, "version": max(row.version for row in others) + 1, "current": True}
                 session.execute(update(AdapterRow).where(AdapterRow.id == record_id).values(place))
-                left = [row.id for row in moved if row.id != record_id]
+                left = [] if head in {row.id for row in moved} else [row.id for row in moved if row.id != record_id]
                 _keep_one_current(session, left)
                 shelve(session, {record_id, *left, *(row.id for row in others)})
         return self.get(record_id)

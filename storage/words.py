@@ -12,6 +12,7 @@ from collections.abc import Iterable
 MOST_WORDS = 5000  # different ones of one adapter
 MOST_ASKED = 12
 LONGEST = 40  # characters of a word; the rest says nothing
+LONGEST_FACT = 1800  # hexadecimal digits; PostgreSQL takes words of up to 2,046 bytes
 SIGN = "§"
 # Written without spaces, so each character is a word.
 ALONE = re.compile("([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
@@ -52,7 +53,7 @@ def facet(state: str, kind: str, value: str = "") -> str:
     Args:
         state, kind: a letter each. value: any text.
     """
-    return f"{SIGN}{state}{kind}{value.encode('utf-8', 'replace').hex()}"
+    return f"{SIGN}{state}{kind}{value.encode('utf-8', 'replace').hex()[:LONGEST_FACT]}"
 
 
 def value_of(word: str) -> tuple[str, str]:
