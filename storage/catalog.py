@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import literal_column, select, text
 from sqlalchemy.orm import Session
 
 from storage.database import Database
@@ -30,7 +30,7 @@ from storage.shelf import (
     missing,
     shelve,
 )
-from storage.tables import AdapterRow
+from storage.tables import IS_LISTED, AdapterRow
 from storage.words import MOST_ASKED, SIGN, facet, postgres_query, sqlite_query, value_of, words_of
 
 Key = tuple[float | int | str, int]  # (what it is sorted by, number) of the last adapter of a page
@@ -39,7 +39,13 @@ MOST_COUNTED = 10_000
 FACETS_SHOWN = 100  # of each kind
 FACETS = {"tag": TAG, "base": BASE, "dataset": DATASET, "kind": KIND, "origin": ORIGIN, "owner": OWNER, "collection": COLLECTION}
 # What each order sorts by, and whether the largest comes first.
-SORTS = {"newest": ("number", True), "name": ("name", False), "loss": ("loss", False), "rank": ("rank", True), "size": ("size_bytes", False)}
+SORTS = {
+    "newest": ("number", True),
+    "name": ("name", False),
+    "loss": ("loss", False),
+    "rank": ("rank", True),
+    "size": ("size_bytes", False),
+}
 
 
 @dataclass(frozen=True)
@@ -143,20 +149,10 @@ class Catalog:
                 counts[names[kind]].append((value, int(adapters)))
         return counts
 
-    def names(self) -> list[str]:
-        """All names that are taken."""
-        with self.database.read() as session:
-            return list(session.scalars(select(AdapterRow.name).where(AdapterRow.current)))
-
-    def ids(self) -> set[str]:
-        """The ids of all adapters, of all versions, archived or not."""
-        with self.database.read() as session:
-            return set(session.scalars(select(AdapterRow.id)))
-
-    def with_base(self, fingerprint: str, most: int) -> list[AdapterRecord]:
+    def with_base(self, fingerprint: str, most: int | None = None) -> list[AdapterRecord]:
         """Listed adapters of one base, favourites first, then the newest."""
-        query = select(AdapterRow).where(AdapterRow.base_fingerprint == fingerprint, AdapterRow.current, AdapterRow.archived_at.is_(None))
-        query = query.order_by(AdapterRow.favourite.desc(), AdapterRow.created_at.desc(), AdapterRow.id).limit(most)
+        query = select(AdapterRow).where(AdapterRow.base_fingerprint == fingerprint, literal_column(IS_LISTED))
+        query = query.order_by(AdapterRow.favourite.desc(), AdapterRow.created_at.desc(), AdapterRow.id.desc()).limit(most)
         with self.database.read() as session:
             return [to_record(AdapterRecord, row) for row in session.scalars(query)]
 
@@ -176,8 +172,8 @@ class Catalog:
     def _count(self, session: Session, search: Search, most: int) -> int:
         ranges, values = _ranges(search)
         if ranges or search.is_plain:
-            where, values = self._where(search, None)
-            source = self._source(search, "adapter_words" if self._is_sqlite else "")
+            where, values = self._where(search, None, "adapter_words")
+            source = self._source(search, "adapter_words")
         else:  # the words' index knows it alone
             condition, asked = self._match(search)
             where, values, source = [condition], {"asked": asked}, "adapter_words" if self._is_sqlite else "adapter_words w"
@@ -194,10 +190,10 @@ class Catalog:
     def _statement(self, session: Session, search: Search, after: Key | None) -> tuple[str, dict[str, Any]]:
         """The question but for its limit."""
         column, falls = SORTS.get(search.sort, SORTS["newest"])
-        where, values = self._where(search, after)
+        driver = self._driver(session, search, column) if self._is_sqlite else ""
+        where, values = self._where(search, after, driver)
         way = "DESC" if falls else "ASC"
         order = f"s.number {way}" if column == "number" else f"s.{column} {way}, s.number {way}"
-        driver = self._driver(session, search, column) if self._is_sqlite else ""
         if driver == "adapter_words" and column == "number":
             order = f"adapter_words.rowid {way}"  # the order of the full-text index itself
         columns = f"s.adapter_id, s.number, s.{column} AS sorted_by"
@@ -228,14 +224,16 @@ class Catalog:
         # CROSS JOIN is how SQLite is told to read the left one first.
         if driver == "adapter_words":
             return "adapter_words CROSS JOIN shelf s ON s.number = adapter_words.rowid"
-        return f"shelf s INDEXED BY {driver} CROSS JOIN adapter_words ON adapter_words.rowid = s.number"
+        return f"shelf s INDEXED BY {driver}"
 
-    def _where(self, search: Search, after: Key | None) -> tuple[list[str], dict[str, Any]]:
+    def _where(self, search: Search, after: Key | None, driver: str) -> tuple[list[str], dict[str, Any]]:
         where, values = _ranges(search)
         if not search.parent:
             where, values = ["s.state = :state", *where], {**values, "state": search.state}
         if not search.is_plain:
             condition, values["asked"] = self._match(search)
+            if driver.startswith("shelf_by"):  # made once, then looked into while the order is walked
+                condition = f"+s.number IN (SELECT rowid FROM adapter_words WHERE {condition})"
             where.append(condition)
         if after is not None:
             column, falls = SORTS.get(search.sort, SORTS["newest"])
@@ -243,7 +241,7 @@ class Catalog:
             plain, key = f"s.number {sign} :number", f"(s.{column}, s.number) {sign} (:sorted_by, :number)"
             where.append(plain if column == "number" else key)
             values |= {"number": after[1]} | ({} if column == "number" else {"sorted_by": after[0]})
-            if column == "number" and self._is_sqlite and not search.is_plain:
+            if column == "number" and driver == "adapter_words" and not search.is_plain:
                 where.append(f"adapter_words.rowid {sign} :number")
         return where, values
 

@@ -195,6 +195,17 @@ class Adapters(NamedRepository[AdapterRecord]):
         with self.database.read() as session:
             return [to_record(AdapterRecord, row) for row in session.scalars(query)]
 
+    def names(self, most: int | None = None) -> list[str]:
+        """Names that are taken, the newest first."""
+        query = select(AdapterRow.name).where(AdapterRow.current).order_by(AdapterRow.created_at.desc(), AdapterRow.id)
+        with self.database.read() as session:
+            return list(session.scalars(query.limit(most)))
+
+    def ids(self) -> set[str]:
+        """The ids of all of them, of all versions, archived or not."""
+        with self.database.read() as session:
+            return set(session.scalars(select(AdapterRow.id)))
+
     def change(self, adapter_id: str, **values: Any) -> AdapterRecord:
         """Set some of its fields.
 

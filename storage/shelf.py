@@ -17,8 +17,14 @@ UNMEASURED = 1e300  # a loss that sorts behind all others
 TAG, BASE, DATASET, KIND, ORIGIN, OWNER, COLLECTION, FAVOURITE = "tbdkrocf"
 AT_ONCE = 500
 
-SHELF = ShelfRow.__table__
-assert isinstance(SHELF, Table)
+
+def _table(row: Any) -> Table:
+    table = row.__table__
+    assert isinstance(table, Table)
+    return table
+
+
+SHELF = _table(ShelfRow)
 
 SQLITE = (
     "DELETE FROM adapter_words WHERE rowid = :number",
@@ -62,7 +68,7 @@ def _shelve(session: Session, ids: list[str]) -> None:
         if entry["adapter_id"] in known:
             session.execute(update(SHELF).where(SHELF.c.adapter_id == entry["adapter_id"]).values(entry))
     placed = select(SHELF.c.adapter_id, SHELF.c.number).where(SHELF.c.adapter_id.in_(ids))
-    numbers = {adapter_id: number for adapter_id, number in session.execute(placed)}
+    numbers: dict[str, int] = dict(session.execute(placed).tuples().all())
     _write_words(session, [{"number": numbers[row.id], **_words(row, base or "", dataset or "")} for row, base, dataset in found])
 
 

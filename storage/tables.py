@@ -15,6 +15,7 @@ IS_READY, IS_HELD, IS_OVER = (
 
 IS_UNTOLD = "state = 'open'"
 IS_CURRENT = "current"
+IS_LISTED = "current AND archived_at IS NULL"
 
 
 def _index_of(states: str, name: str, *columns: Any) -> Index:
@@ -171,6 +172,7 @@ class AdapterRow(Table):
         UniqueConstraint("name", "version", name="adapter_name_version"),
         # A name stands for one of its versions.
         Index("adapter_current", "name", unique=True, sqlite_where=text(IS_CURRENT), postgresql_where=text(IS_CURRENT)),
+        _index_of(IS_LISTED, "adapter_voices", "base_fingerprint", "favourite", "created_at", "id"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)

@@ -34,7 +34,9 @@ def words_of(text: str, most: int = MOST_WORDS) -> list[str]:
 
 def folded(text: str) -> str:
     """A name as it is sorted: by its words, whatever their capitals and accents."""
-    return " ".join(WORD.findall("".join(char for char in unicodedata.normalize("NFKD", text).casefold() if not unicodedata.combining(char))))
+    return " ".join(
+        WORD.findall("".join(char for char in unicodedata.normalize("NFKD", text).casefold() if not unicodedata.combining(char)))
+    )
 
 
 def _spaced(char: str) -> str:

@@ -16,8 +16,8 @@ depends_on = None
 NAMES = {"uq": "%(table_name)s_%(column_0_name)s_key"}  # SQLite gave the old constraint none; PostgreSQL names its own so
 SORTED = {"newest": (), "name": ("name",), "loss": ("loss",), "rank": ("rank",), "size": ("size_bytes",)}
 SQLITE = (
-    # The words are split already. Prefixes of up to four characters are looked up, longer ones are few.
-    "CREATE VIRTUAL TABLE adapter_words USING fts5(words, tokenize='ascii', prefix='1 2 3 4', detail='none')",
+    # The words are split already. Prefixes of up to seven characters are looked up; what longer ones begin is merged each time.
+    "CREATE VIRTUAL TABLE adapter_words USING fts5(words, tokenize='ascii', prefix='1 2 3 4 5 6 7', detail='none')",
     "CREATE VIRTUAL TABLE adapter_words_vocab USING fts5vocab(adapter_words, 'row')",
     "CREATE TRIGGER shelf_left AFTER DELETE ON shelf BEGIN DELETE FROM adapter_words WHERE rowid = old.number; END",
 )
@@ -44,6 +44,9 @@ def upgrade() -> None:
         table.create_unique_constraint("adapter_name_version", ["name", "version"])
     is_current = sa.text("current")
     op.create_index("adapter_current", "adapter", ["name"], unique=True, sqlite_where=is_current, postgresql_where=is_current)
+    listed = sa.text("current AND archived_at IS NULL")
+    columns = ["base_fingerprint", "favourite", "created_at", "id"]
+    op.create_index("adapter_voices", "adapter", columns, sqlite_where=listed, postgresql_where=listed)
     number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.create_table(
         "shelf",
@@ -55,7 +58,7 @@ def upgrade() -> None:
         sa.Column("rank", sa.Integer, nullable=False),
         sa.Column("size_bytes", number, nullable=False),
     )
-    for name, columns in SORTED.items():
-        op.create_index(f"shelf_by_{name}", "shelf", ["state", *columns, "number"])
+    for name, sorted_by in SORTED.items():
+        op.create_index(f"shelf_by_{name}", "shelf", ["state", *sorted_by, "number"])
     for statement in SQLITE if op.get_bind().dialect.name == "sqlite" else POSTGRES:
         op.execute(statement)
