@@ -451,9 +451,9 @@ class Studio:
         """
         return self.default_base() if adapter == BASE_NAME else self.bases.get(self.adapters.get(adapter).base_id)
 
-    def adapters_of(self, base: BaseRecord) -> list[AdapterRecord]:
+    def adapters_of(self, base: BaseRecord, most: int | None = None) -> list[AdapterRecord]:
         """Adapters that can speak through this base: favourites first, then the newest; none that is archived."""
-        return self.finder.voices(base.fingerprint)
+        return self.finder.voices(base.fingerprint, most)
 
     def quantization_cost(self, base: str, quantization: str) -> str:
         """What a form of the weights costs a base, in a sentence; empty where it costs nothing or was not measured."""

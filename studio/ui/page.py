@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from studio.ui.tabs.train import TrainTab
 
 DATASETS, TRAIN, ADAPTERS, CHAT = "datasets", "train", "adapters", "chat"
+MOST_VOICES = 300  # a longer list is no help; all others open from their pages
 BLEND = "blend"  # in place of an adapter: several, with weights
 TABS = (DATASETS, TRAIN, ADAPTERS, CHAT)
 
@@ -92,7 +93,7 @@ def only_new(shown: dict[str, str], key: str, value: str) -> Any:
 
 def open_chat(studio: "Studio", adapter_id: str) -> tuple[Any, Any]:
     """Updates that open Chat on an adapter: of the tabs, and of Chat's choice."""
-    return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(studio), value=adapter_id)
+    return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(studio, adapter_id), value=adapter_id)
 
 
 def names_of(studio: "Studio") -> dict[str, str]:
@@ -107,11 +108,18 @@ def dataset_choices(studio: "Studio", chosen: str | None) -> list[tuple[str, str
     return newest if label is None or chosen in {record_id for _, record_id in newest} else [(label, chosen or ""), *newest]
 
 
-def voices(studio: "Studio") -> list[tuple[str, str]]:
-    """Who can speak through the resident base: (name, id), the base itself first, and a blend where there are adapters for it."""
+def voices(studio: "Studio", also: str = "") -> list[tuple[str, str]]:
+    """Who can speak through the resident base: (name, id), the base itself first, and a blend where there are adapters for it.
+
+    Args:
+        also: id of an adapter that may speak though it is archived, an older version, or one of very many.
+    """
     try:
-        adapters = studio.adapters_of(studio.default_base())
+        adapters = studio.adapters_of(studio.default_base(), MOST_VOICES)
+        named = studio.adapters.get(also) if also not in ("", "base", BLEND, *(a.id for a in adapters)) else None
+        if named is not None and named.base_fingerprint == studio.default_base().fingerprint:
+            adapters = [named, *adapters]
     except NotFound:
         adapters = []
     blend = [("Blend…", BLEND)] if len(adapters) > 1 else []
-    return [(present.BASE_LABEL, "base"), *((a.name, a.id) for a in adapters), *blend]
+    return [(present.BASE_LABEL, "base"), *((a.name if a.current else f"{a.name}, version {a.version}", a.id) for a in adapters), *blend]

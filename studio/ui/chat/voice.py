@@ -95,7 +95,7 @@ class Voices:
 
     def refresh(self, values: Values) -> Values:
         """Who can speak now; whoever was chosen stays."""
-        choices = voices(self.studio)
+        choices = voices(self.studio, values[self.parts.adapter] or "")
         adapters = [NOBODY, *((name, key) for name, key in choices if key not in (BASE, BLEND))]
         known = {key for _, key in choices}
         before = values[self.parts.adapter]
@@ -122,8 +122,9 @@ class Voices:
 
     def line(self, values: Values) -> str:
         """One line about who is chosen."""
-        known: dict[str, AdapterRecord] = {record.id: record for record in self.studio.adapters.all()}
-        parts = [(known[name], weight) for name, weight in _chosen(self.parts, values) if name in known]
+        chosen = list(_chosen(self.parts, values))
+        known: dict[str, AdapterRecord] = self.studio.watching.adapters([name for name, _ in chosen])
+        parts = [(known[name], weight) for name, weight in chosen if name in known]
         try:
             base = self.studio.default_base().name
         except NotFound:
