@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from studio.adapter_commands import adapter_app
 from studio.dataset_commands import dataset_app
 from studio.errors import StudioError
 from studio.job_commands import job_app, print_event, queue_app, train
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from storage.records import BaseRecord
 
 app = typer.Typer(help="Train, keep and chat with QLoRA adapters on one shared base model.", no_args_is_help=True, add_completion=False)
-base_app, adapter_app = typer.Typer(no_args_is_help=True), typer.Typer(no_args_is_help=True)
+base_app = typer.Typer(no_args_is_help=True)
 app.add_typer(base_app, name="base", help="Base models: fetch, list.")
 app.add_typer(dataset_app, name="dataset", help="Datasets: add, look into, change, export, rm.")
 app.command()(train)
 app.add_typer(job_app, name="job", help="Training jobs: list, show, compare, logs, cancel, pause, resume, retry, copy, move.")
 app.add_typer(queue_app, name="queue", help="The queue as a whole: show, hold, release, stop after failures.")
-app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, import, make, rename, export, rm.")
+app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, tag, card, version, archive, import, make, export, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")
@@ -65,16 +66,6 @@ def worker() -> None:
             studio.worker.run()
         except KeyboardInterrupt:
             say("The worker stops.")
-
-
-@adapter_app.command("list")
-def adapter_list(as_json: Json = False) -> None:
-    """List the adapters."""
-    from studio.ui.present import kind
-
-    with opened() as studio:
-        values = [asdict(a) | {"told": kind(a)} for a in studio.adapters.all()]
-        show_all("adapters", values, as_json, lambda v: f"{v['name']}  {v['told']}  {v['size_bytes'] / 2**20:.1f} MB")
 
 
 @adapter_app.command("show")

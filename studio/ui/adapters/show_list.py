@@ -174,7 +174,8 @@ def star(record: "AdapterRecord") -> str:
     """A favourite, or not yet."""
     return (
         f'<button type="button" class="as-star" data-action="star" data-id="{esc(record.id)}" '
-        f'aria-pressed="{str(record.favourite).lower()}" aria-label="Favourite: {esc(record.name)}">{"★" if record.favourite else "☆"}</button>'
+        f'aria-pressed="{str(record.favourite).lower()}" aria-label="Favourite: {esc(record.name)}">'
+        f"{'★' if record.favourite else '☆'}</button>"
     )
 
 
