@@ -13,6 +13,8 @@ MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 KINDS = {"lora": "LoRA", "dora": "DoRA", "prefix": "prefix"}
 ORIGINS = {"training": "trained", "import": "imported", "arithmetic": "made of others"}
 INTENDED = "Say here what it is meant for, and what it should not be used for."
+# Options that a card always names; of the others, those that differ from the usual.
+ALWAYS = ("method", "rank", "alpha", "targets", "epochs", "learning_rate", "max_length", "quantization")
 MEASURED = (("eval_loss", "held-out loss, nats a token"), ("perplexity", "perplexity"), ("accuracy", "tokens predicted right"))
 
 
@@ -91,10 +93,12 @@ def _training(record: AdapterRecord, dataset: DatasetRecord | None) -> str:
         learned = "a dataset that was deleted since"
     else:
         learned = f"**{plain(dataset.name)}**, version {dataset.version}, {dataset.rows:,} rows"
-    config = {key: record.config[key] for key in make_config().model_dump() if key in record.config}
+    usual = make_config().model_dump()
+    config = {key: record.config[key] for key in usual if key in record.config and (key in ALWAYS or record.config[key] != usual[key])}
     rows = "\n".join(f"| {key} | {plain(str(value))} |" for key, value in config.items() if value != "")
     table = f"\n\n| option | value |\n|---|---|\n{rows}" if rows else ""
-    return f"## Training\n\nIt learned from {learned} (content hash `{record.dataset_hash}`), with seed {record.seed}.{table}"
+    said = f"It learned from {learned} (content hash `{record.dataset_hash[:12]}`), with seed {record.seed}."
+    return f"## Training\n\n{said}{table}"
 
 
 def _origin(record: AdapterRecord) -> str:

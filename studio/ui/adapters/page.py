@@ -70,12 +70,12 @@ def build() -> AdapterPage:
         head = fragment(elem_id="adapter-head")
         with gr.Column(elem_id="adapter-detail") as actions:
             made = _build_actions()
+            lineage = fragment(elem_id="adapter-lineage")
             with gr.Row(elem_classes="as-columns"):
                 with gr.Column(scale=6, min_width=300, elem_classes="as-panel"):
                     card = gr.Markdown("", elem_id="adapter-card", elem_classes="as-cardtext")
                     editing, written = _build_editing()
                 with gr.Column(scale=6, min_width=300):
-                    lineage = fragment(elem_id="adapter-lineage")
                     came = html(elem_id="adapter-came")
                     facts = fragment(elem_id="adapter-facts")
     parts = {"card": card, "editing": editing, "lineage": lineage, "came": came, "facts": facts}
