@@ -8,7 +8,7 @@ from sqlalchemy import Table, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from storage.records import AdapterRecord
-from storage.tables import AdapterRow, BaseRow, DatasetRow, ShelfRow
+from storage.tables import AdapterRow, BaseRow, DatasetRow, JobRow, ShelfRow
 from storage.words import SIGN, facet, folded, words_of
 
 LISTED, ARCHIVED, OLD = "l", "a", "o"  # states; old is a version that its name does not stand for
@@ -69,7 +69,15 @@ def _shelve(session: Session, ids: list[str]) -> None:
             session.execute(update(SHELF).where(SHELF.c.adapter_id == entry["adapter_id"]).values(entry))
     placed = select(SHELF.c.adapter_id, SHELF.c.number).where(SHELF.c.adapter_id.in_(ids))
     numbers: dict[str, int] = dict(session.execute(placed).tuples().all())
-    _write_words(session, [{"number": numbers[row.id], **_words(row, base or "", dataset or "")} for row, base, dataset in found])
+    told = _told(session, [row.job_id for row, _, dataset in found if not dataset and row.job_id])
+    texts = [(row, base or "", dataset or told.get(row.job_id, "")) for row, base, dataset in found]
+    _write_words(session, [{"number": numbers[row.id], **_words(row, base, dataset)} for row, base, dataset in texts])
+
+
+def _told(session: Session, job_ids: list[str]) -> dict[str, str]:
+    """Names of deleted datasets, as the jobs that learned from them remember them."""
+    jobs = session.execute(select(JobRow.id, JobRow.config).where(JobRow.id.in_(job_ids))) if job_ids else ()
+    return {job_id: str(config.get("dataset_name", "")) for job_id, config in jobs}
 
 
 def _entry(row: AdapterRow) -> dict[str, Any]:

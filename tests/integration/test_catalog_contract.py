@@ -231,6 +231,14 @@ def test_what_a_job_made_is_found_at_once(database: Database) -> None:
     assert found(Catalog(database), Search(text="bird", losses=(1.4, 1.6))) == ["a1"]
 
 
+def test_a_deleted_dataset_is_still_known_by_the_job_that_learned_from_it(database: Database) -> None:
+    adapters = Adapters(database)
+    Jobs(database).add(replace(job(1, 1.0), config={"dataset_name": "owls"}))
+    adapters.add(replace(ADAPTER, dataset_id="gone"))
+    adapters.change("a1", tags=["talks"])
+    assert found(Catalog(database), Search(text="owls", dataset="owls")) == ["a1"]
+
+
 def test_a_name_stands_for_one_version_which_moves(database: Database) -> None:
     adapters, catalog = Adapters(database), Catalog(database)
     for number, name in ((1, "bird"), (2, "eagle"), (3, "falcon")):

@@ -135,7 +135,7 @@ def _base(record: "AdapterRecord", family: Family) -> str:
 
 def _dataset(record: "AdapterRecord", family: Family) -> str:
     if family.dataset is None:
-        told = str(record.config.get("dataset_name", ""))
+        told = str((family.job.config if family.job else record.config).get("dataset_name", "a dataset"))
         return _node(f"{esc(told)}<small>deleted since</small>")
     found = family.dataset
     opened = f'<a class="as-open" href="?tab=datasets" data-action="dataset" data-id="{esc(found.id)}">{esc(found.name)}</a>'

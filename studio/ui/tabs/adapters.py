@@ -23,6 +23,10 @@ Values = dict[Any, Any]
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#adapter-file')?.click(), 50)"
 # A tab that opens looks at its choices anew; the form is filled behind that.
 WHEN_OPEN = "() => new Promise((go) => setTimeout(go, 400))"
+# What was clicked is gone with the list; whoever uses the keyboard goes on at the page's title.
+TO_THE_TITLE = (
+    "() => { if (document.activeElement === document.body) document.querySelector('#adapter-page h3')?.focus({preventScroll: true}); }"
+)
 TO_THE_TOP = "() => { if (scrollY > 120) scrollTo(0, 0); }"
 
 
@@ -180,7 +184,8 @@ def wire(page: Page, studio: "Studio") -> None:
     tab, events = page.adapters, _Events(studio, page)
     shown = [tab.listed, tab.filters, tab.catalog, tab.page.column, *tab.page.shown]
     show: dict[str, Any] = {"fn": events.show, "inputs": [tab.chosen, tab.sought], "outputs": shown, **QUIET}
-    gr.on([tab.tab.select, tab.chosen.change, tab.sought.change, tab.bump.change], trigger_mode="always_last", **show)
+    drawn = gr.on([tab.tab.select, tab.chosen.change, tab.sought.change, tab.bump.change], trigger_mode="always_last", **show)
+    drawn.then(None, None, None, js=TO_THE_TITLE, **QUIET)
     tab.chosen.change(None, None, None, js=TO_THE_TOP, **QUIET)
     tab.search.change(events.type, [tab.search, tab.sought], tab.sought, trigger_mode="always_last", **QUIET)
     acted = [tab.chosen, tab.sought, tab.bump, tab.again, tab.search, tab.message, page.tabs, page.view, page.datasets.chosen]
