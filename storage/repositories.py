@@ -3,6 +3,7 @@
 Every method is one short transaction. Lookups by name or id are exact.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any, Generic, TypeVar
 
@@ -200,6 +201,15 @@ class Adapters(NamedRepository[AdapterRecord]):
         query = select(AdapterRow.name).where(AdapterRow.current).order_by(AdapterRow.created_at.desc(), AdapterRow.id)
         with self.database.read() as session:
             return list(session.scalars(query.limit(most)))
+
+    def learned_from(self, dataset_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Names of the adapters that learned from each of these versions, newest first."""
+        query = select(AdapterRow.dataset_id, AdapterRow.name).where(AdapterRow.dataset_id.in_(dataset_ids))
+        names: dict[str, list[str]] = {dataset_id: [] for dataset_id in dataset_ids}
+        with self.database.read() as session:
+            for dataset_id, name in session.execute(query.order_by(AdapterRow.created_at.desc(), AdapterRow.id)):
+                names[dataset_id].append(name)
+        return names
 
     def ids(self) -> set[str]:
         """The ids of all of them, of all versions, archived or not."""

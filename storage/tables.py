@@ -172,6 +172,7 @@ class AdapterRow(Table):
         UniqueConstraint("name", "version", name="adapter_name_version"),
         # A name stands for one of its versions.
         Index("adapter_current", "name", unique=True, sqlite_where=text(IS_CURRENT), postgresql_where=text(IS_CURRENT)),
+        Index("adapter_by_dataset", "dataset_id"),
         _index_of(IS_LISTED, "adapter_voices", "base_fingerprint", "favourite", "created_at", "id"),
     )
 

@@ -207,6 +207,7 @@ def test_the_index_follows_every_change(database: Database) -> None:
     adapters.change("a1", tags=["talks"], favourite=True, card="About owls.", licence="mit")
     assert found(catalog, Search(text="owl", tags=("talks",), favourite=True)) == ["a1"]
     assert adapters.get("a1").licence == "mit" and adapters.get("a1").card == "About owls."
+    assert adapters.learned_from(["d1", "d2"]) == {"d1": ["Eagle"], "d2": []}
     Datasets(database).rename("d1", "falcons")
     assert found(catalog, Search(text="falcons", dataset="falcons")) == ["a1"] and found(catalog, Search(text="birds")) == []
     adapters.change("a1", archived_at=5.0, tags=[])

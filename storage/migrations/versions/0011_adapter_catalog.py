@@ -44,6 +44,7 @@ def upgrade() -> None:
         table.create_unique_constraint("adapter_name_version", ["name", "version"])
     is_current = sa.text("current")
     op.create_index("adapter_current", "adapter", ["name"], unique=True, sqlite_where=is_current, postgresql_where=is_current)
+    op.create_index("adapter_by_dataset", "adapter", ["dataset_id"])
     listed = sa.text("current AND archived_at IS NULL")
     columns = ["base_fingerprint", "favourite", "created_at", "id"]
     op.create_index("adapter_voices", "adapter", columns, sqlite_where=listed, postgresql_where=listed)
