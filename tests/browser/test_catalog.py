@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from storage.records import AdapterRecord, JobRecord
 from studio.services import Studio
@@ -25,6 +25,21 @@ def patience() -> Iterator[None]:
     expect.set_options(timeout=WAIT_MS)
     yield
     expect.set_options(timeout=5000)
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose errors fail the test, but for those of requests that a reload cuts off."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    yield page
+    found = [error for error in errors if "AbortError" not in error and "Connection errored out" not in error]
+    context.close()
+    assert not found
 
 
 @pytest.fixture(scope="module")
