@@ -32,6 +32,7 @@ from storage.errors import DuplicateName, LeaseLost, RecordNotFound
 from storage.outbox import announce
 from storage.records import AdapterRecord, AttemptRecord, EventRecord, JobRecord, LeaseRecord, QueueRecord
 from storage.repositories import to_record
+from storage.shelf import shelve
 from storage.states import (
     ACTIVE,
     CANCELLED,
@@ -250,6 +251,7 @@ class Jobs:
                 connection.execute(sql.END_ATTEMPT, held | {"state": DONE, "why": "", "now": now})
                 connection.execute(sql.FORGET_FAILURES)
                 connection.execute(sql.ADD_ADAPTER, vars(adapter))
+                shelve(session, [adapter.id])
                 self._announce(session, job.id, now)
         except IntegrityError:
             raise DuplicateName(adapter.name) from None

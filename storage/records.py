@@ -143,6 +143,9 @@ class AdapterRecord:
     `kind` is lora, dora or prefix, `origin` training, import or arithmetic. `source` says where it is from: a file, a repository at
     its commit, or a formula, whose adapters are the `parents`: id, name, sha256 and weight of each. What was not trained here has no
     dataset and no job.
+
+    Of the versions of one name, one is the `current` one, which the name stands for. `card` is Markdown, or empty where it is made
+    from what is known. `archived_at` is None for what is listed.
     """
 
     id: str
@@ -164,6 +167,15 @@ class AdapterRecord:
     origin: str = "training"
     source: str = ""
     parents: list[dict[str, Any]] = field(default_factory=list)
+    version: int = 1
+    current: bool = True
+    tags: list[str] = field(default_factory=list)
+    collections: list[str] = field(default_factory=list)
+    favourite: bool = False
+    archived_at: float | None = None
+    owner: str = ""
+    licence: str = ""
+    card: str = ""
 
 
 @dataclass(frozen=True)

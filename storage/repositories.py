@@ -3,15 +3,18 @@
 Every method is one short transaction. Lookups by name or id are exact.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import and_, delete, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from storage.database import Database
 from storage.errors import DuplicateName, RecordNotFound
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord, PromptRecord
+from storage.shelf import AT_ONCE, shelve
 from storage.states import OPEN
 from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, PinRow, PromptRow, Table
 
@@ -124,6 +127,16 @@ class Datasets(NamedRepository[DatasetRecord]):
             highest[record.name] = max(record.version, highest.get(record.name, 0))
         return [record for record in records if record.version == highest[record.name]]
 
+    def rename(self, record_id: str, name: str) -> DatasetRecord:
+        """Change the label; adapters that learned from it are found by the new one. Raises as the general one does."""
+        renamed = super().rename(record_id, name)
+        with self.database.read() as session:
+            ids = list(session.scalars(select(AdapterRow.id).where(AdapterRow.dataset_id == record_id)))
+        for start in range(0, len(ids), AT_ONCE):  # others write in between
+            with self.database.write() as session:
+                shelve(session, ids[start : start + AT_ONCE])
+        return renamed
+
     def needed_by(self, dataset_id: str) -> int:
         """How many unfinished jobs will still read this dataset."""
         query = select(JobRow.id).where(JobRow.dataset_id == dataset_id, JobRow.state.in_(OPEN))
@@ -146,9 +159,156 @@ class Datasets(NamedRepository[DatasetRecord]):
 
 
 class Adapters(NamedRepository[AdapterRecord]):
-    """Finished adapters. They are inserted by `Jobs.finish`, in the transaction that ends their job."""
+    """Finished adapters. Those that were trained are inserted by `Jobs.finish`, in the transaction that ends their job.
+
+    A name stands for the current one of its versions, an id for one version. Every change of an adapter changes the index that it
+    is found by, in the same transaction.
+    """
 
     kind, row, record = "adapter", AdapterRow, AdapterRecord
+
+    def add(self, record: AdapterRecord) -> AdapterRecord:
+        """Insert.
+
+        Raises:
+            DuplicateName: the name is taken.
+        """
+        try:
+            with self.database.write() as session:
+                session.add(AdapterRow(**asdict(record)))
+                shelve(session, [record.id])
+        except IntegrityError:
+            raise DuplicateName(record.name) from None
+        return record
+
+    def find(self, name_or_id: str) -> AdapterRecord | None:
+        """The current version of this name, else the version with this id, else None."""
+        with self.database.read() as session:
+            for condition in (and_(AdapterRow.name == name_or_id, AdapterRow.current), AdapterRow.id == name_or_id):
+                found = session.scalar(select(AdapterRow).where(condition))
+                if found is not None:
+                    return to_record(AdapterRecord, found)
+        return None
+
+    def versions(self, name: str) -> list[AdapterRecord]:
+        """All versions of a name, newest first."""
+        query = select(AdapterRow).where(AdapterRow.name == name).order_by(AdapterRow.version.desc())
+        with self.database.read() as session:
+            return [to_record(AdapterRecord, row) for row in session.scalars(query)]
+
+    def names(self, most: int | None = None) -> list[str]:
+        """Names that are taken, the newest first."""
+        query = select(AdapterRow.name).where(AdapterRow.current).order_by(AdapterRow.created_at.desc(), AdapterRow.id)
+        with self.database.read() as session:
+            return list(session.scalars(query.limit(most)))
+
+    def learned_from(self, dataset_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Names of the adapters that learned from each of these versions, newest first."""
+        query = select(AdapterRow.dataset_id, AdapterRow.name).where(AdapterRow.dataset_id.in_(dataset_ids))
+        names: dict[str, list[str]] = {dataset_id: [] for dataset_id in dataset_ids}
+        with self.database.read() as session:
+            for dataset_id, name in session.execute(query.order_by(AdapterRow.created_at.desc(), AdapterRow.id)):
+                names[dataset_id].append(name)
+        return names
+
+    def ids(self) -> set[str]:
+        """The ids of all of them, of all versions, archived or not."""
+        with self.database.read() as session:
+            return set(session.scalars(select(AdapterRow.id)))
+
+    def change(self, adapter_id: str, **values: Any) -> AdapterRecord:
+        """Set some of its fields.
+
+        Raises:
+            RecordNotFound: it is gone.
+        """
+        with self.database.write() as session:
+            session.execute(update(AdapterRow).where(AdapterRow.id == adapter_id).values(values))
+            shelve(session, [adapter_id])
+        return self.get(adapter_id)
+
+    def rename(self, record_id: str, name: str) -> AdapterRecord:
+        """Change the label, of all its versions.
+
+        Raises:
+            DuplicateName: the name is taken. RecordNotFound: the record is gone.
+        """
+        try:
+            with self.database.write() as session:
+                family = _family(session, record_id)
+                if any(row.name != name for row in family):
+                    session.execute(update(AdapterRow).where(AdapterRow.name == family[0].name).values(name=name))
+                    shelve(session, [row.id for row in family])
+        except IntegrityError:
+            raise DuplicateName(name) from None
+        return self.get(record_id)
+
+    def follow(self, record_id: str, name: str) -> AdapterRecord:
+        """Make it the next version of a name, and the current one.
+
+        Raises:
+            RecordNotFound: it is gone, or nothing has the name.
+        """
+        with self.database.write() as session:
+            moved = _family(session, record_id)
+            head = session.scalar(select(AdapterRow.id).where(AdapterRow.name == name).limit(1))
+            if head is None:
+                raise RecordNotFound("adapter", name)
+            others = [row for row in _family(session, head) if row.id != record_id]
+            if others:
+                session.execute(update(AdapterRow).where(AdapterRow.name == name).values(current=False))
+                place = {"name": name, "version": max(row.version for row in others) + 1, "current": True}
+                session.execute(update(AdapterRow).where(AdapterRow.id == record_id).values(place))
+                left = [] if head in {row.id for row in moved} else [row.id for row in moved if row.id != record_id]
+                _keep_one_current(session, left)
+                shelve(session, {record_id, *left, *(row.id for row in others)})
+        return self.get(record_id)
+
+    def make_current(self, record_id: str) -> AdapterRecord:
+        """Let its name stand for this version.
+
+        Raises:
+            RecordNotFound: it is gone.
+        """
+        with self.database.write() as session:
+            family = _family(session, record_id)
+            session.execute(update(AdapterRow).where(AdapterRow.name == family[0].name).values(current=False))
+            session.execute(update(AdapterRow).where(AdapterRow.id == record_id).values(current=True))
+            shelve(session, [row.id for row in family])
+        return self.get(record_id)
+
+    def remove(self, record_id: str) -> None:
+        """Delete it, if it is there; its name then stands for the newest version that is left."""
+        with self.database.write() as session:
+            name = session.scalar(select(AdapterRow.name).where(AdapterRow.id == record_id))
+            session.execute(delete(AdapterRow).where(AdapterRow.id == record_id))
+            left = list(session.scalars(select(AdapterRow.id).where(AdapterRow.name == name)))
+            _keep_one_current(session, left)
+            shelve(session, left)
+
+
+def _family(session: Session, record_id: str) -> list[AdapterRow]:
+    """All versions of an adapter's name, locked.
+
+    Raises:
+        RecordNotFound: it is gone.
+    """
+    name = session.scalar(select(AdapterRow.name).where(AdapterRow.id == record_id))
+    if name is None:
+        raise RecordNotFound("adapter", record_id)
+    query = select(AdapterRow).where(AdapterRow.name == name).order_by(AdapterRow.version).with_for_update()
+    found = list(session.scalars(query))
+    if all(row.id != record_id for row in found):  # it was given another name, or deleted, while we waited for the lock
+        raise RecordNotFound("adapter", record_id)
+    return found
+
+
+def _keep_one_current(session: Session, ids: list[str]) -> None:
+    """Make the newest of these versions of a name current, where none is."""
+    versions = select(AdapterRow.id, AdapterRow.current).where(AdapterRow.id.in_(ids)).order_by(AdapterRow.version.desc())
+    found = session.execute(versions).all()
+    if found and not any(current for _, current in found):
+        session.execute(update(AdapterRow).where(AdapterRow.id == found[0][0]).values(current=True))
 
 
 class Pins:

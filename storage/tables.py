@@ -14,6 +14,8 @@ IS_READY, IS_HELD, IS_OVER = (
 )
 
 IS_UNTOLD = "state = 'open'"
+IS_CURRENT = "current"
+IS_LISTED = "current AND archived_at IS NULL"
 
 
 def _index_of(states: str, name: str, *columns: Any) -> Index:
@@ -166,7 +168,13 @@ class EventRow(Table):
 
 class AdapterRow(Table):
     __tablename__ = "adapter"
-    __table_args__ = (UniqueConstraint("name"),)
+    __table_args__ = (
+        UniqueConstraint("name", "version", name="adapter_name_version"),
+        # A name stands for one of its versions.
+        Index("adapter_current", "name", unique=True, sqlite_where=text(IS_CURRENT), postgresql_where=text(IS_CURRENT)),
+        Index("adapter_by_dataset", "dataset_id"),
+        _index_of(IS_LISTED, "adapter_voices", "base_fingerprint", "favourite", "created_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -188,6 +196,40 @@ class AdapterRow(Table):
     # Where it is from, as the rest of a sentence; and what it was made of. Parents are no foreign keys: they may be gone.
     source: Mapped[str] = mapped_column(String(500, cut=True), default="", server_default=text("''"))
     parents: Mapped[list[dict[str, Any]]] = mapped_column(default=list, server_default=text("'[]'"))
+    version: Mapped[int] = mapped_column(Integer, default=1, server_default=text("1"))
+    current: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
+    tags: Mapped[list[str]] = mapped_column(default=list, server_default=text("'[]'"))
+    collections: Mapped[list[str]] = mapped_column(default=list, server_default=text("'[]'"))
+    favourite: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    archived_at: Mapped[float | None] = mapped_column(Float)
+    owner: Mapped[str] = mapped_column(String(100), default="", server_default=text("''"))
+    licence: Mapped[str] = mapped_column(String(100), default="", server_default=text("''"))
+    # Markdown; empty where it is made from what is known.
+    card: Mapped[str] = mapped_column(String(None), default="", server_default=text("''"))
+
+
+class ShelfRow(Table):
+    """What adapters are found and sorted by; all of it follows from other tables. Their words are in `adapter_words`, which each
+    database has in a form of its own (see migration 0011)."""
+
+    __tablename__ = "shelf"
+    __table_args__ = (
+        Index("shelf_by_newest", "state", "number"),
+        Index("shelf_by_name", "state", "name", "number"),
+        Index("shelf_by_loss", "state", "loss", "number"),
+        Index("shelf_by_rank", "state", "rank", "number"),
+        Index("shelf_by_size", "state", "size_bytes", "number"),
+    )
+
+    # In the order in which adapters came.
+    number: Mapped[int] = mapped_column(Long, primary_key=True, autoincrement=True)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapter.id", ondelete="CASCADE"), unique=True)
+    state: Mapped[str] = mapped_column(String(1))
+    name: Mapped[str] = mapped_column(String(400, cut=True))
+    # Held-out loss; a number that is larger than any where nothing was held out.
+    loss: Mapped[float] = mapped_column(Float)
+    rank: Mapped[int] = mapped_column(Integer)
+    size_bytes: Mapped[int] = mapped_column(Long)
 
 
 class PinRow(Table):

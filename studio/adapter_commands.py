@@ -1,29 +1,14 @@
-"""`python -m studio adapter …`: one thin function a command."""
+"""`python -m studio adapter …`: what is done with one; what finds and labels them is in `catalog_commands.py`."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from studio.terminal import Json, opened, say, show, show_all
+from studio.terminal import Json, opened, say, show
 
 adapter_app = typer.Typer(no_args_is_help=True)
-
-
-@adapter_app.command("list")
-def adapter_list(as_json: Json = False) -> None:
-    """List the adapters."""
-    from studio.ui.present import kind
-
-    with opened() as studio:
-        pinned = {record.id for record in studio.pins.all()}
-        values = [asdict(a) | {"told": kind(a), "pinned": a.id in pinned} for a in studio.adapters.all()]
-        show_all("adapters", values, as_json, _adapter_line)
-
-
-def _adapter_line(value: dict[str, Any]) -> str:
-    return f"{value['name']}  {value['told']}  {value['size_bytes'] / 2**20:.1f} MB{'  pinned' if value['pinned'] else ''}"
 
 
 @adapter_app.command("show")

@@ -223,8 +223,8 @@ def dataset_rm(name: Name, as_json: Json = False) -> None:
 
 
 def _learned_from(studio: "Studio", name: str) -> list[str]:
-    chosen = {record.id for record in studio.datasets.versions(name) or [studio.datasets.get(name)]}
-    return [adapter.name for adapter in studio.adapters.all() if adapter.dataset_id in chosen]
+    chosen = [record.id for record in studio.datasets.versions(name) or [studio.datasets.get(name)]]
+    return [adapter for names in studio.adapters.records.learned_from(chosen).values() for adapter in names]
 
 
 def _options(form: str, mapping: list[str] | None, system: str, drop: bool = False) -> "Options":

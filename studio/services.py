@@ -15,6 +15,7 @@ import psutil
 from storage import conversations as talks
 from storage import files, repositories
 from storage.api_keys import ApiKeys
+from storage.catalog import Catalog
 from storage.database import Database
 from storage.jobs import Jobs
 from storage.outbox import Outbox
@@ -23,6 +24,7 @@ from storage.repositories import Adapters, Bases, Datasets
 from storage.states import ACTIVE, OPEN
 from storage.watching import Watching
 from studio.adapters.catalog import AdapterCatalog, Added
+from studio.adapters.finding import Finder
 from studio.adapters.importing import Importer
 from studio.adapters.making import Maker, Recipe
 from studio.adapters.sources import Wanted
@@ -113,6 +115,7 @@ class Studio:
         self.changes = Changes(self.datasets)
         self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
         self.adapters.sweep(STALE_S, time.time())
+        self.finder = Finder(Catalog(self._database), self.adapters, bases, datasets)
         self.importer = Importer(self.adapters, self.bases, self.datasets.limits, settings.hub_timeout_s)
         self.maker = Maker(self.adapters, self.bases, self.importer.shapes)
         self.conversations = Conversations(talks.Conversations(self._database), home / "exports")
@@ -339,9 +342,9 @@ class Studio:
         parts = choose(adapter, self.speakers.get).parts
         return self.bases.get(parts[0][0].base_id) if parts else self.default_base()
 
-    def adapters_of(self, base: BaseRecord) -> list[AdapterRecord]:
-        """Adapters that can speak through this base."""
-        return [a for a in self.adapters.all() if a.base_fingerprint == base.fingerprint]
+    def adapters_of(self, base: BaseRecord, most: int | None = None) -> list[AdapterRecord]:
+        """Adapters that can speak through this base: favourites first, then the newest; none that is archived."""
+        return self.finder.voices(base.fingerprint, most)
 
     def quantization_cost(self, base: str, quantization: str) -> str:
         """What a form of the weights costs a base, in a sentence; empty where it costs nothing or was not measured."""

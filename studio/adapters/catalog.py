@@ -18,6 +18,9 @@ from studio.lora.files import AdapterWeights, BadAdapter, adapter_sha256, read_a
 from studio.names import checked_name, file_stem, listed, looks
 from studio.training.run import LINEAGE_FILE
 
+MIN_REVISION = 6  # characters of a content hash
+NAMES_TOLD = 9
+
 
 @dataclass(frozen=True)
 class Added:
@@ -43,7 +46,7 @@ class AdapterCatalog:
         return self.records.all()
 
     def get(self, name_or_id: str) -> AdapterRecord:
-        """One adapter.
+        """One adapter: by its name, which stands for its current version, by its id, or by NAME@ and the start of a SHA-256.
 
         Raises:
             NotFound: with the names that there are.
@@ -51,8 +54,12 @@ class AdapterCatalog:
         try:
             return self.records.get(name_or_id)
         except RecordNotFound:
-            names = listed([record.name for record in self.all()])
-            raise NotFound(f"There is no adapter named {name_or_id!r}; there are {names}.") from None
+            name, _, revision = name_or_id.rpartition("@")
+            if name and len(revision) >= MIN_REVISION:
+                for record in self.records.versions(name):
+                    if record.sha256.startswith(revision.lower()):
+                        return record
+            raise NotFound(f"There is no adapter named {name_or_id!r}; there are {listed(self.records.names(NAMES_TOLD))}.") from None
 
     def path(self, record: AdapterRecord) -> Path:
         """The folder with PEFT's two files."""
@@ -77,11 +84,12 @@ class AdapterCatalog:
             InvalidInput: it is not usable. NameTaken: an adapter has it, or one that looks the same.
         """
         clean = checked_name("adapter", name)
-        for record in self.all():
-            if record.name == clean:
+        look = looks(clean)
+        for name in self.records.names():
+            if name == clean:
                 raise NameTaken(f"There is already an adapter named {clean!r}; choose another name.")
-            if looks(record.name) == looks(clean) and record.name.casefold() != clean.casefold():
-                raise NameTaken(f"The name {clean!r} looks like that of the adapter {record.name!r}; choose one that can be told from it.")
+            if looks(name) == look and name.casefold() != clean.casefold():
+                raise NameTaken(f"The name {clean!r} looks like that of the adapter {name!r}; choose one that can be told from it.")
         return clean
 
     def add(self, draft: AdapterRecord, fill: Callable[[Path], None]) -> AdapterRecord:
@@ -113,7 +121,7 @@ class AdapterCatalog:
 
     def sweep(self, older_than_s: float, now: float) -> None:
         """Remove folders of `add` that were never listed, since their process was killed in between. A training's stay: it goes on."""
-        listed_ids = {record.id for record in self.all()}
+        listed_ids = self.records.ids()
         for folder in self.folder.iterdir():
             with contextlib.suppress(OSError, ValueError):  # another process sweeps too; what cannot be read is left alone
                 lineage = folder / LINEAGE_FILE

@@ -1,7 +1,7 @@
 """Who is to speak, as people and programs write it: "base", an adapter, one of its revisions, or a blend of several.
 
 wizard                     an adapter by its name or id
-wizard@3f9c02              the same, refused where its content is another by now
+wizard@3f9c02              one version of this name, by the start of its SHA-256
 wizard:0.7+pirate:0.3      a weighted sum; a weight goes from 0 to 2, and is 1 where left out
 job:wizard@120             a training as it stood at a checkpoint (see `speakers`), also with a weight or in a sum
 """
@@ -38,8 +38,8 @@ class Chosen:
         if not self.parts:
             return BASE_NAME
         if len(self.parts) == 1 and self.parts[0][1] == 1:
-            return self.parts[0][0].name
-        return "+".join(f"{record.name}:{weight:g}" for record, weight in self.parts)
+            return _name(self.parts[0][0])
+        return "+".join(f"{_name(record)}:{weight:g}" for record, weight in self.parts)
 
     @property
     def adapter_id(self) -> str:
@@ -62,6 +62,11 @@ class Chosen:
         """
         spoken = [(AdapterSource(r.sha256, partial(read, r), folder(r)), weight) for r, weight in self.parts if weight]
         return Voice(tuple(Part(source, weight) for source, weight in spoken)) if spoken else BASE
+
+
+def _name(record: AdapterRecord) -> str:
+    """What `choose` finds this very version by."""
+    return record.name if record.current else f"{record.name}@{record.sha256[:12]}"
 
 
 def choose(text: str, get: Callable[[str], AdapterRecord]) -> Chosen:

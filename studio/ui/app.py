@@ -22,6 +22,7 @@ from studio.api.access import Access
 from studio.api.keys import Keys
 from studio.errors import StudioError
 from studio.ui import present, show_api
+from studio.ui.adapters.sight import Sight
 from studio.ui.curve import Curves
 from studio.ui.origin import SameOrigin
 from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, WATCH, Page, html, kept, voices
@@ -105,18 +106,24 @@ class _Events:
         return present.status_line(self.studio.status())
 
     def follow_link(self, request: gr.Request) -> tuple[Any, ...]:
-        """`?tab=NAME` opens a tab, with `job=ID` a training, with `talk=ID` a conversation; `?adapter=NAME` opens Chat on an adapter."""
+        """`?tab=NAME` opens a tab, with `job=ID` a training, with `talk=ID` a conversation; `?adapter=NAME` opens Chat on an adapter.
+
+        With `tab=adapters`, `adapter=ID` opens its page, and `find` is what is looked for (see `Sight`).
+        """
         asked = request.query_params
         name, tab = asked.get("adapter"), asked.get("tab")
         talk = asked.get("talk", "")[:MOST_VIEW]
+        sight = Sight.read(asked.get("find", ""))
+        found = (name or "")[:MOST_VIEW] if tab == ADAPTERS else "", str(sight), sight.text
         if name is None or tab in (DATASETS, TRAIN, ADAPTERS):
             opened = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
-            return opened, gr.skip(), gr.skip(), LINKED, asked.get("job", "")[:MOST_VIEW], talk
+            return opened, gr.skip(), gr.skip(), LINKED, asked.get("job", "")[:MOST_VIEW], talk, *found
         try:
             record = self.studio.speakers.get(name)
         except StudioError as error:
-            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), LINKED, "", talk
-        return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(self.studio), value=record.id), "", LINKED, "", talk
+            return gr.Tabs(selected=CHAT), gr.skip(), present.error_card(error, "There is no such adapter"), LINKED, "", talk, *found
+        choices = gr.Dropdown(choices=voices(self.studio, record.id), value=record.id)
+        return gr.Tabs(selected=CHAT), choices, "", LINKED, "", talk, *found
 
 
 def wire(page: Page, studio: "Studio") -> None:
@@ -127,7 +134,8 @@ def wire(page: Page, studio: "Studio") -> None:
         tab.select(**tick)
     page.pulse.act(**tick)
     page.leaf.change(**tick)  # the first reply loads the base
-    linked = [page.tabs, page.chat.adapter, page.link, page.linked, page.view, page.talk]
+    found = [page.adapters.chosen, page.adapters.sought, page.adapters.search]
+    linked = [page.tabs, page.chat.adapter, page.link, page.linked, page.view, page.talk, *found]
     page.demo.load(events.follow_link, None, linked, **QUIET)
     page.demo.load(**tick)
 

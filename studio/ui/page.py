@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from studio.ui.tabs.train import TrainTab
 
 DATASETS, TRAIN, ADAPTERS, CHAT = "datasets", "train", "adapters", "chat"
+MOST_VOICES = 300  # a longer list is no help; all others open from their pages
 BLEND = "blend"  # in place of an adapter: several, with weights
 TABS = (DATASETS, TRAIN, ADAPTERS, CHAT)
 
@@ -92,7 +93,7 @@ def only_new(shown: dict[str, str], key: str, value: str) -> Any:
 
 def open_chat(studio: "Studio", adapter_id: str) -> tuple[Any, Any]:
     """Updates that open Chat on an adapter: of the tabs, and of Chat's choice."""
-    return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(studio), value=adapter_id)
+    return gr.Tabs(selected=CHAT), gr.Dropdown(choices=voices(studio, adapter_id), value=adapter_id)
 
 
 def names_of(studio: "Studio") -> dict[str, str]:
@@ -107,14 +108,23 @@ def dataset_choices(studio: "Studio", chosen: str | None) -> list[tuple[str, str
     return newest if label is None or chosen in {record_id for _, record_id in newest} else [(label, chosen or ""), *newest]
 
 
-def voices(studio: "Studio") -> list[tuple[str, str]]:
+def voices(studio: "Studio", also: str = "") -> list[tuple[str, str]]:
     """Who can speak through the resident base: (name, id), the base itself first, then adapters, then checkpoints of trainings that
-    are not done, and a blend where there is something to blend."""
+    are not done, and a blend where there is something to blend.
+
+    Args:
+        also: id of an adapter that may speak though it is archived, an older version, or one of very many.
+    """
     try:
         base = studio.default_base()
-        speakers = [(adapter.name, adapter.id) for adapter in studio.adapters_of(base)]
-        speakers += [(kept.label, kept.id) for kept in studio.speakers.checkpoints(base)]
+        adapters = studio.adapters_of(base, MOST_VOICES)
+        kept = studio.speakers.checkpoints(base)
+        if also not in ("", "base", BLEND, *(a.id for a in adapters), *(one.id for one in kept)):
+            named = studio.speakers.get(also)
+            adapters = [named, *adapters] if named.base_fingerprint == base.fingerprint else adapters
     except NotFound:
-        speakers = []
+        adapters, kept = [], []
+    speakers = [(a.name if a.current else f"{a.name}, version {a.version}", a.id) for a in adapters]
+    speakers += [(one.label, one.id) for one in kept]
     blend = [("Blend…", BLEND)] if len(speakers) > 1 else []
     return [(present.BASE_LABEL, "base"), *speakers, *blend]

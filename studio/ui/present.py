@@ -13,7 +13,6 @@ from html import escape as esc
 from typing import TYPE_CHECKING, Any
 
 from storage.states import STATES
-from studio.training.config import make_config
 
 if TYPE_CHECKING:
     from storage.records import AdapterRecord, JobRecord
@@ -262,40 +261,10 @@ METRIC_FORMS: dict[str, Callable[[Any], str]] = {
     "tokens_per_s": "{:,.0f} tokens/s".format,
     "peak_rss_mb": "{:,} MB".format,
 }
-EVALUATED = ("eval_loss", "perplexity", "accuracy")
-ALWAYS_TOLD = ("method", "epochs", "learning_rate", "quantization", "seed")
-DEFAULTS = make_config().model_dump()
 ORIGINS = {"import": "imported", "arithmetic": "made of others"}  # of what was not trained here
-NO_RATES: "Mapping[str, Rate]" = {}
 
 
 # Adapters
-
-
-def adapter_cards(
-    records: list["AdapterRecord"], chosen: str, names: Mapping[str, str], now: float | None = None, rates: "Mapping[str, Rate]" = NO_RATES
-) -> str:
-    """The catalog; `names` maps ids of bases and datasets to their names, `rates` ids of adapters to their blind votes."""
-    cards = "".join(_adapter_card(r, r.id == chosen, names, now, rates.get(r.id)) for r in records)
-    return f'<ul class="as-cards">{cards}</ul>'
-
-
-def _adapter_card(record: "AdapterRecord", chosen: bool, names: Mapping[str, str], now: float | None, rate: "Rate | None") -> str:
-    steps = record.metrics.get("steps")
-    lineage = [
-        esc(names.get(record.base_id, "another base")),
-        ORIGINS[record.origin] if record.origin in ORIGINS else esc(names.get(record.dataset_id, "a deleted dataset")),
-        kind(record),
-        count(int(steps), "step") if steps else "",
-    ]
-    result = dots([loss_change(record.metrics), size(record.size_bytes), time_tag(record.created_at, now), won(rate)])
-    return (
-        f'<li><button type="button" class="as-adapter" style="--hue:{hue(record.sha256)}" data-action="choose" data-id="{record.id}" '
-        f'aria-pressed="{str(chosen).lower()}">{glyph(record.sha256, 8)}<span class="as-line-main">'
-        f'<span class="as-adapter-name">{esc(record.name)}</span><span class="as-row-about">{dots(lineage)}</span>'
-        f'<span class="as-row-about">{result}</span>'
-        "</span></button></li>"
-    )
 
 
 def won(rate: "Rate | None") -> str:
@@ -309,58 +278,6 @@ def kind(record: "AdapterRecord") -> str:
     if method == "prefix":
         return f"prefix, {count(int(record.config.get('virtual_tokens', 0)), 'token')}"
     return f"{METHOD_NAMES.get(method, esc(method))}, rank {record.rank}"
-
-
-def adapter_head(record: "AdapterRecord") -> str:
-    """Who is shown."""
-    return (
-        f'<div class="as-detail-head as-with-glyph" style="--hue:{hue(record.sha256)}">{glyph(record.sha256, 10)}'
-        f"<div><h3>{esc(record.name)}</h3><p>{dots([kind(record), loss_change(record.metrics), size(record.size_bytes)])}</p></div></div>"
-    )
-
-
-def adapter_detail(record: "AdapterRecord", base: str, dataset: str, drawing: str, now: float | None = None) -> str:
-    """All that is known of an adapter; `drawing` is what came of its training."""
-    lineage = _lineage(record, base, dataset, now)
-    metrics = [(METRIC_NAMES.get(key, key.replace("_", " ")), _metric(key, value)) for key, value in _unsaid(record.metrics)]
-    config = {key: (key.replace("_", " "), esc(plain_number(value))) for key, value in record.config.items()}
-    elsewhere = record.origin in ORIGINS
-    chosen = [pair for key, pair in config.items() if elsewhere or key in ALWAYS_TOLD or record.config[key] != DEFAULTS.get(key)]
-    parts = [("Lineage", lineage), ("What training measured", metrics), ("What it is" if elsewhere else "How it was trained", chosen)]
-    told = "".join(f'<h4 class="as-section">{title}</h4>{facts(pairs)}' for title, pairs in parts if pairs)
-    every = "" if elsewhere else f'<details class="as-more"><summary>Every option</summary>{facts(config.values())}</details>'
-    return (f'<div class="as-outcome">{drawing}</div>' if drawing else "") + told + every
-
-
-def _lineage(record: "AdapterRecord", base: str, dataset: str, now: float | None) -> list[tuple[str, str]]:
-    at = time_tag(record.created_at, now)
-    begin = [("base", esc(base)), ("base fingerprint", _hash(record.base_fingerprint))]
-    end = [("adapter SHA-256", _hash(record.sha256)), ("studio version", esc(record.code_version))]
-    if record.origin in ORIGINS:
-        parents = [(f"{parent.get('weight')} · {parent.get('name')}", _hash(str(parent.get("sha256", "")))) for parent in record.parents]
-        return [*begin, (ORIGINS[record.origin], at), ("from", esc(record.source)), *parents, *end]
-    return [*begin, ("dataset", esc(dataset)), ("dataset hash", _hash(record.dataset_hash)), end[0], ("trained", at), end[1]]
-
-
-def _unsaid(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The metrics that the table of the evaluation does not show already."""
-    if metrics.get("eval_loss", ...) is None:
-        return [("eval_loss", None), *_unsaid({key: value for key, value in metrics.items() if key != "eval_loss"})]
-    return [(k, v) for k, v in metrics.items() if v is not None and not isinstance(v, list) and k.removesuffix("_before") not in EVALUATED]
-
-
-def _hash(digest: str) -> str:
-    return f'<code title="{esc(digest)}">{esc(digest[:12])}…</code>' if digest else "unknown"
-
-
-def _metric(key: str, value: Any) -> str:
-    if value is None:
-        return "nothing was held out"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if key in METRIC_FORMS:
-        return METRIC_FORMS[key](value)
-    return f"{value:.3f} nats" if isinstance(value, float) else esc(f"{value:,}" if isinstance(value, int) else str(value))
 
 
 # Chat

@@ -4,7 +4,7 @@ const PACE_MS = 1000, HIDDEN_EVERY = 5, SETTLE_MS = 2500, SILENT_AFTER = 3;
 const address = new URL('changes', document.baseURI);
 const field = (id) => document.querySelector(`#${id} :is(input, textarea)`)?.value ?? '';
 const tab = () => document.querySelector('#tabs > .tab-wrapper [role="tab"][aria-selected="true"]')?.textContent.trim().toLowerCase() ?? '';
-let mark = '', settle = 0, skipped = 0, silent = 0, known = null, shown = null, wanted = null;
+let mark = '', settle = 0, skipped = 0, silent = 0, known = null, shown = null, wanted = null, before = '';
 
 const look = async () => {
   if (document.hidden && skipped++ % HIDDEN_EVERY) return;
@@ -50,7 +50,10 @@ const keepAddress = (opened, view) => {
 const setAddress = (opened, view) => {
   const url = new URL(location.href);
   url.searchParams.set('tab', opened);
-  if (opened !== 'chat') url.searchParams.delete('adapter');
+  const one = opened === 'adapters' ? field('adapter-shown') : '', found = opened === 'adapters' ? field('adapter-sought') : '';
+  if (one) url.searchParams.set('adapter', one); else if (opened !== 'chat' || before === 'adapters') url.searchParams.delete('adapter');
+  if (found) url.searchParams.set('find', found); else url.searchParams.delete('find');
+  before = opened;
   if (opened === 'chat' && field('talk')) url.searchParams.set('talk', field('talk')); else url.searchParams.delete('talk');
   if (opened === 'train' && view) url.searchParams.set('job', view); else url.searchParams.delete('job');
   const href = url.href.replaceAll('%2C', ',');

@@ -207,6 +207,7 @@ def test_a_dataset_is_deleted_only_after_a_second_click(page: Page, app_url: str
 
 def test_an_adapter_is_renamed_and_downloaded(page: Page, app_url: str, adapter: str) -> None:
     open_tab(page, app_url, "Adapters")
+    page.locator("#adapter-catalog .as-adapter").first.click()
     expect(page.locator("#adapter-facts")).to_contain_text("base fingerprint")
     page.locator("#adapter-rename").click()
     page.locator("#adapter-new-name input, #adapter-new-name textarea").fill("base")
@@ -232,7 +233,7 @@ def test_a_phone_never_scrolls_sideways(page: Page, app_url: str, adapter: str, 
     page.set_viewport_size({"width": 390, "height": 844})
     open_tab(page, app_url, name)
     page.locator(
-        {"Datasets": "#dataset-library .as-row", "Adapters": "#adapter-facts dl"}.get(name, f"#tab-{name.lower()}")
+        {"Datasets": "#dataset-library .as-row", "Adapters": "#adapter-catalog .as-adapter"}.get(name, f"#tab-{name.lower()}")
     ).first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
 

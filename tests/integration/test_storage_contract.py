@@ -18,8 +18,9 @@ from tests.records import ADAPTER, BASE, DATASET, HOSTILE, job
 
 
 def test_the_migrations_make_the_tables_that_the_code_has(database: Database) -> None:
-    # Alembic cannot compare an index with DESC on SQLite.
-    options = {"include_object": lambda item, name, *others: name != "job_order", "compare_type": True}
+    # Alembic cannot compare an index with DESC on SQLite, and what holds an adapter's words is each database's own.
+    skipped = ("job_order", "adapter_words")
+    options = {"include_object": lambda item, name, *others: not str(name).startswith(skipped), "compare_type": True}
     with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Table.metadata) == []
 

@@ -72,7 +72,7 @@ def test_what_people_typed_is_escaped_everywhere() -> None:
         show_job.head(evil, beside, None, {}, NOW),
         show_job.head(WAITING, beside, 3, {"j5": EVIL}, NOW),
         show_job.live(JOB, curve, beside, NOW),
-        show_job.configuration(evil) + show_job.lineage(evil, ORIGIN, beside),
+        show_job.configuration(evil.config) + show_job.lineage(evil, ORIGIN, beside),
         show_job.attempts([AttemptRecord("j1", 1, "host", EVIL, NOW, NOW, "failed", EVIL)], NOW),
         show_job.log(LogTail([EVIL], False, 1, 9), EVIL),
         show_job.gone(EVIL),
@@ -212,9 +212,9 @@ def test_the_configuration_marks_what_differs_from_the_nearest_preset() -> None:
     assert preset_of(make_config("quick").model_dump()) == ("quick", {})
     assert preset_of(make_config().model_dump()) == ("balanced", {})
     assert preset_of(make_config("thorough", {"seed": 3}).model_dump()) == ("thorough", {"seed": 3})
-    text = plain(show_job.configuration(replace(JOB, config=make_config("quick", {"max_steps": 7}).model_dump())))
+    text = plain(show_job.configuration(make_config("quick", {"max_steps": 7}).model_dump()))
     assert "The quick preset with 1 other value:" in text and "max steps 7 0" in text
-    assert "unchanged" in show_job.configuration(replace(JOB, config=FULL_CONFIG))
+    assert "unchanged" in show_job.configuration(FULL_CONFIG)
 
 
 def test_lineage_names_what_is_left_of_it() -> None:

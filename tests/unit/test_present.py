@@ -76,11 +76,6 @@ def test_what_people_typed_is_escaped_everywhere() -> None:
         present.error_card(EVIL, EVIL),
         present.note_card(EVIL),
         present.empty_card(EVIL, EVIL, present.button("Go", "go", EVIL, about=EVIL)),
-        present.adapter_cards([ADAPTER], "a1", {"b1": EVIL, "d1": EVIL}, NOW),
-        present.adapter_head(ADAPTER),
-        present.adapter_detail(replace(ADAPTER, config={"targets": EVIL}, code_version=EVIL), EVIL, EVIL, "", NOW),
-        present.adapter_detail(replace(ADAPTER, origin="import", source=EVIL, config={"targets": EVIL}), EVIL, EVIL, "", NOW),
-        present.adapter_detail(replace(ADAPTER, origin="arithmetic", parents=[{"name": EVIL, "sha256": SHA}]), EVIL, EVIL, "", NOW),
         present.stamp_line(STAMP),
     ]
     for html in shown:
@@ -104,36 +99,10 @@ def test_the_stamp_says_who_and_how_fast() -> None:
     assert "the page was closed" in present.stamp_line(replace(STAMP, reason="left"))
 
 
-def test_a_card_tells_how_often_its_adapter_won() -> None:
-    card = present.adapter_cards([ADAPTER], "a1", {}, NOW, {"a1": Rate(3, 5)})
-    assert "best in 3 of 5 votes (60 %)" in card and present.won(Rate(1, 1)) == "best in 1 of 1 vote (100 %)"
-    assert "best in" not in present.adapter_cards([ADAPTER], "a1", {}, NOW)
-
-
 def test_the_kind_of_an_adapter_is_said_and_an_old_one_is_lora() -> None:
-    assert present.kind(ADAPTER) == "LoRA, rank 16"
+    assert present.kind(ADAPTER) == "LoRA, rank 16" and present.won(Rate(1, 1)) == "best in 1 of 1 vote (100 %)"
     assert present.kind(replace(ADAPTER, config={"method": "dora"})) == "DoRA, rank 16"
     assert present.kind(replace(ADAPTER, config={"method": "prefix", "virtual_tokens": 20})) == "prefix, 20 tokens"
-    assert "DoRA, rank 16" in present.adapter_cards([replace(ADAPTER, config={"method": "dora"})], "a1", {}, NOW)
-
-
-def test_an_imported_adapter_tells_where_it_is_from_and_of_no_training() -> None:
-    record = replace(ADAPTER, origin="import", source="the file 'a.zip'", dataset_id="", job_id="", metrics={}, config={"rank": 16})
-    shown = present.adapter_detail(record, "tiny", "", "", NOW)
-    assert "the file &#x27;a.zip&#x27;" in shown and "<dt>imported</dt>" in shown and "<dt>rank</dt>" in shown
-    assert "trained" not in shown and "dataset" not in shown and "Every option" not in shown
-    assert "imported" in present.adapter_cards([record], "a1", {}, NOW)
-
-
-def test_an_adapter_tells_what_was_chosen_before_every_option_and_what_was_measured_once() -> None:
-    record = replace(ADAPTER, config={"rank": 4, "epochs": 4.0, "warmup": 0.1}, metrics={**METRICS, "samples": [], "stopped_early": True})
-    chosen, every = present.adapter_detail(record, "tiny", "birds", "DRAWN", NOW).split("Every option")
-    assert chosen.startswith('<div class="as-outcome">DRAWN') and "<dt>rank</dt><dd>4" in chosen and "<dt>epochs</dt><dd>4" in chosen
-    assert "warmup" not in chosen and "<dt>warmup</dt><dd>0.1" in every
-    assert "<dt>stopped early</dt><dd>yes" in chosen and "held-out loss" not in chosen and "samples" not in chosen
-    unmeasured = replace(record, metrics={"steps": 3, "eval_loss_before": None, "eval_loss": None, "best_step": None})
-    shown = present.adapter_detail(unmeasured, "tiny", "birds", "", NOW)
-    assert shown.count("nothing was held out") == 1 and "best step" not in shown
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Voices:
 
     def refresh(self, values: Values) -> Values:
         """Who can speak now; whoever was chosen stays."""
-        choices = voices(self.studio)
+        choices = voices(self.studio, values[self.parts.adapter] or "")
         before = values[self.parts.adapter]
         updates = {name: _kept(values[name], [NOBODY, *_blendable(choices)], "") for name in self.parts.names}
         looks = self.look({**values, self.parts.adapter: before if before in {key for _, key in choices} else BASE})

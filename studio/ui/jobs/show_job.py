@@ -116,9 +116,9 @@ def _changes(config: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str
     return {key: config[key] for key in expected if key in config and config[key] != expected[key]}
 
 
-def configuration(job: "JobRecord") -> str:
+def configuration(config: Mapping[str, Any]) -> str:
     """What it is or was trained with; what differs from the nearest preset comes first."""
-    preset, changed = preset_of(job.config)
+    preset, changed = preset_of(config)
     expected = make_config(preset).model_dump()
     rows = "".join(
         f'<tr class="as-changed"><th scope="row">{esc(key.replace("_", " "))}</th><td>{esc(plain_number(value))}</td>'
@@ -128,7 +128,7 @@ def configuration(job: "JobRecord") -> str:
     head = f'<tr><th scope="col">option</th><th scope="col">here</th><th scope="col">{esc(preset)}</th></tr>'
     table = f'<table class="as-table"><thead>{head}</thead><tbody>{rows}</tbody></table>' if rows else ""
     said = f"The {preset} preset" + (f" with {count(len(changed), 'other value')}:" if changed else ", unchanged.")
-    every = facts((key.replace("_", " "), esc(plain_number(job.config[key]))) for key in TrainConfig.model_fields if key in job.config)
+    every = facts((key.replace("_", " "), esc(plain_number(config[key]))) for key in TrainConfig.model_fields if key in config)
     return (
         f'<h4 class="as-section">Configuration</h4>{hint(said)}{table}'
         f'<details class="as-more"><summary>Every option</summary>{every}</details>'

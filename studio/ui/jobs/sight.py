@@ -170,7 +170,7 @@ class Shown:
             group_size=len(group),
         )
         attempts = show_job.attempts(self.studio.queue.attempts(job.id))
-        return show_job.configuration(job) + show_job.lineage(job, origin, beside) + attempts
+        return show_job.configuration(job.config) + show_job.lineage(job, origin, beside) + attempts
 
     def _job(self, job_id: str) -> "JobRecord | None":
         try:

@@ -1,144 +1,147 @@
-"""Adapters: what was made, where it comes from, and what one does with it."""
+"""Adapters: all that were made, to be found again; in the list's place the page of one opens."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.errors import NotFound, StudioError
+from studio.errors import StudioError
 from studio.ui import importing, present
-from studio.ui.curve import Curve
-from studio.ui.outcome import outcome
-from studio.ui.page import ADAPTERS, QUIET, TRAIN, Page, action, fragment, html, names_of, open_chat
+from studio.ui.adapters import page as adapter_page
+from studio.ui.adapters import show_list
+from studio.ui.adapters.sight import Sight
+from studio.ui.page import ADAPTERS, DATASETS, QUIET, TRAIN, Page, action, fragment, html, kept, names_of, open_chat
 
 if TYPE_CHECKING:
-    from storage.records import AdapterRecord
     from studio.services import Studio
 
+Values = dict[Any, Any]
 # The file is made when it is asked for; a second, hidden button then hands it to the browser.
 SAVE_FILE = "() => setTimeout(() => document.querySelector('#adapter-file')?.click(), 50)"
+# A tab that opens looks at its choices anew; the form is filled behind that.
+WHEN_OPEN = "() => new Promise((go) => setTimeout(go, 400))"
+# What was clicked is gone with the list; whoever uses the keyboard goes on at the page's title.
+TO_THE_TITLE = (
+    "() => { if (document.activeElement === document.body) document.querySelector('#adapter-page h3')?.focus({preventScroll: true}); }"
+)
+TO_THE_TOP = "() => { if (scrollY > 120) scrollTo(0, 0); }"
 
 
 @dataclass(frozen=True)
 class AdaptersTab:
-    """Handles of the tab."""
+    """Handles of the tab. The browser keeps `chosen`, whose page is open, `sought`, a `Sight`, and `bump`, which is another text after
+    something was changed; `again` is the job whose configuration fills the training form."""
 
     tab: gr.Tab
     message: gr.HTML
+    listed: gr.Column
+    search: gr.Textbox
+    filters: gr.HTML
     catalog: gr.HTML
     importing: importing.Importing
-    chosen: gr.State
-    detail: gr.Column
-    head: gr.HTML
-    chat: gr.Button
-    download: gr.Button
-    file: gr.DownloadButton
-    rename: gr.Button
-    delete: gr.Button
-    naming: gr.Column
-    new_name: gr.Textbox
-    rename_yes: gr.Button
-    rename_no: gr.Button
-    confirm: gr.Column
-    delete_yes: gr.Button
-    delete_no: gr.Button
-    facts: gr.HTML
+    page: adapter_page.AdapterPage
+    chosen: gr.Textbox
+    sought: gr.Textbox
+    bump: gr.Textbox
+    again: gr.Textbox
 
 
 def build() -> AdaptersTab:
     """Lay the tab out."""
     with gr.Tab("Adapters", id=ADAPTERS, elem_id="tab-adapters") as tab:
-        html(present.heading("Your adapters", "Each has its own colour and sign; you meet them again on the replies it writes."))
         message = html(elem_id="adapter-message")
-        with gr.Row(elem_classes="as-columns"):
-            with gr.Column(scale=6, min_width=300):
-                catalog = fragment(elem_id="adapter-catalog")
-                fold = importing.build()
-            with gr.Column(scale=6, min_width=300, visible=False, elem_classes="as-panel", elem_id="adapter-detail") as detail:
-                shown = _build_detail()
-        chosen = gr.State("")
-    return AdaptersTab(tab=tab, message=message, catalog=catalog, importing=fold, chosen=chosen, detail=detail, **shown)
-
-
-def _build_detail() -> dict[str, Any]:
-    head = html(elem_id="adapter-head")
-    with gr.Row(elem_classes="as-actions"):
-        chat = gr.Button("Chat with it →", variant="primary", elem_id="adapter-chat", min_width=120)
-        download = gr.Button("Download", elem_id="adapter-download", min_width=90)
-        rename = gr.Button("Rename", elem_id="adapter-rename", elem_classes="as-quiet", min_width=80)
-        delete = gr.Button("Delete", elem_id="adapter-delete", elem_classes="as-quiet", min_width=80)
-        file = gr.DownloadButton("Save the file", visible="hidden", elem_id="adapter-file")
-    with gr.Column(visible=False, elem_classes="as-confirm", elem_id="adapter-naming") as naming:
-        new_name = gr.Textbox("", label="New name", max_lines=1, elem_id="adapter-new-name")
-        with gr.Row(elem_classes="as-actions"):
-            rename_yes = gr.Button("Rename it", elem_id="adapter-rename-yes", min_width=80)
-            rename_no = gr.Button("Leave it", elem_id="adapter-rename-no", elem_classes="as-quiet", min_width=80)
-    with gr.Column(visible=False, elem_classes="as-confirm", elem_id="adapter-confirm") as confirm:
-        html("<p>Delete this adapter? Its files are gone for good, unless you downloaded them.</p>")
-        with gr.Row(elem_classes="as-actions"):
-            delete_yes = gr.Button("Delete it", variant="stop", elem_id="adapter-delete-yes", min_width=80)
-            delete_no = gr.Button("Keep it", elem_id="adapter-delete-no", min_width=80)
-    facts = html(elem_id="adapter-facts")
-    return {
-        "head": head,
-        "chat": chat,
-        "download": download,
-        "file": file,
-        "rename": rename,
-        "delete": delete,
-        "naming": naming,
-        "new_name": new_name,
-        "rename_yes": rename_yes,
-        "rename_no": rename_no,
-        "confirm": confirm,
-        "delete_yes": delete_yes,
-        "delete_no": delete_no,
-        "facts": facts,
-    }
+        with gr.Column(elem_id="adapter-list") as listed:
+            html(present.heading("Your adapters", "Each has its own colour and sign; you meet them again on the replies it writes."))
+            search = gr.Textbox(
+                "",
+                label="Search adapters",
+                placeholder="Name, tag, base, dataset, or a word of its card",
+                max_lines=1,
+                elem_id="adapter-search",
+            )
+            filters = fragment(elem_id="adapter-filters")
+            catalog = fragment(elem_id="adapter-catalog")
+            fold = importing.build()
+        shown = adapter_page.build()
+        texts = [kept(f"adapter-{name}") for name in ("shown", "sought", "bump", "again")]
+    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, shown, *texts)
 
 
 class _Events:
     """The tab's callbacks."""
 
     def __init__(self, studio: "Studio", page: Page) -> None:
-        self.studio, self.curves = studio, page.curves
+        self.studio, self.page, self.tab = studio, page, page.adapters
+        self.pages = adapter_page.Pages(studio, page.curves)
+        self._elsewhere: dict[str, Callable[[str], Values]] = {
+            "train": lambda _: {page.tabs: gr.Tabs(selected=TRAIN)},
+            "job": lambda job_id: {page.tabs: gr.Tabs(selected=TRAIN), page.view: job_id},
+            "dataset": lambda dataset_id: {page.tabs: gr.Tabs(selected=DATASETS), page.datasets.chosen: dataset_id},
+            "reproduce": lambda job_id: {page.tabs: gr.Tabs(selected=TRAIN), self.tab.again: f"{job_id} {_now()}"},
+        }
+        self._changes: dict[str, Callable[[str], str]] = {"star": self._star, "archive": self._archive, "current": self._current}
 
-    def show(self, chosen: str) -> tuple[Any, ...]:
-        """Catalog and detail as they are now; the newest adapter is shown where none was chosen."""
-        records = self.studio.adapters.all()
-        if not records:
-            go = present.button("Train one →", "train")
-            empty = present.empty_card(
-                "No adapter yet", "An adapter appears here as soon as a training is done, or when you import one.", go
-            )
-            return "", empty, gr.Column(visible=False), "", "", "", *self._closed()
-        record = next((r for r in records if r.id == chosen), records[0])
-        names = names_of(self.studio)
-        catalog = present.adapter_cards(records, record.id, names, rates=self.studio.votes.rates())
-        facts = present.adapter_detail(
-            record, names.get(record.base_id, "another base"), names.get(record.dataset_id, "deleted since"), self._outcome(record)
-        )
-        shown = gr.Column(visible=True), present.adapter_head(record), facts, record.name
-        return record.id, catalog, *shown, *self._closed()
+    # What is seen
 
-    def _closed(self) -> tuple[Any, Any]:
-        return gr.Column(visible=False), gr.Column(visible=False)
+    def show(self, chosen: str, sought: str) -> Values:
+        """The page of one, or the list, as they are now."""
+        tab = self.tab
+        places: Values = {tab.listed: gr.Column(visible=not chosen), tab.page.column: gr.Column(visible=bool(chosen))}
+        if chosen:
+            return places | dict(zip(tab.page.shown, self.pages.show(chosen), strict=True))
+        sight = Sight.read(sought)
+        found = self.studio.finder.page(sight.search, sight.shown)
+        known = show_list.Known(names_of(self.studio), self.studio.votes.rates())
+        facets, count = self.studio.finder.facets(sight.search.state), self.studio.finder.count(sight.search)
+        catalog = show_list.catalog(found.records, sight, known, found.next is not None)
+        return places | {tab.filters: show_list.filters(sight, facets, known.names, count), tab.catalog: catalog}
 
-    def _outcome(self, record: "AdapterRecord") -> str:
-        """What came of the training that made it, with its curves where the job is known."""
-        if record.origin != "training":
-            return ""
+    def type(self, text: str, sought: str) -> Any:
+        """Something was typed into the search."""
+        sight = Sight.read(sought)
+        return gr.skip() if sight.text == text else str(sight.turned("text", text))
+
+    # What is done
+
+    def act(self, sought: str, event: gr.EventData) -> Values:
+        """A button, a link or a choice inside one of the fragments."""
+        kind, record_id, value = action(event)
         try:
-            job = self.studio.queue.get(record.job_id)
-        except NotFound:
-            return outcome(record.metrics, Curve())
-        return outcome(record.metrics, self.curves.of(job.id, job.attempt))
+            return self._act(kind, record_id, value, sought)
+        except StudioError as error:
+            return {self.tab.message: present.error_card(error)}
 
-    def act(self, chosen: str, event: gr.EventData) -> tuple[str, Any]:
-        """A card was chosen, or the way to training."""
-        kind, record_id, _ = action(event)
-        return (record_id, gr.skip()) if kind == "choose" else (chosen, gr.Tabs(selected=TRAIN))
+    def _act(self, kind: str, record_id: str, value: str, sought: str) -> Values:
+        tab = self.tab
+        if kind == "show":
+            return {tab.chosen: record_id, tab.message: ""}
+        if kind in self._elsewhere:
+            return self._elsewhere[kind](record_id)
+        if kind in self._changes:
+            said = self._changes[kind](record_id)
+            return {tab.bump: _now(), tab.message: present.note_card(said) if said else ""}
+        if kind in ("tag", "collection") and record_id:  # a label on a page, which leads to all that have it
+            return {tab.chosen: "", tab.search: "", tab.sought: str(Sight().turned(kind, record_id))}
+        sight = Sight.read(sought).turned(kind, value)
+        return {tab.sought: str(sight), **({tab.search: ""} if kind == "clear" else {})}
+
+    # Each returns a sentence that says what was done, or nothing where one sees it
+
+    def _star(self, record_id: str) -> str:
+        self.studio.finder.favourite(record_id, not self.studio.adapters.get(record_id).favourite)
+        return ""
+
+    def _archive(self, record_id: str) -> str:
+        record = self.studio.finder.archive(record_id, self.studio.adapters.get(record_id).archived_at is None)
+        there = "is in the archive: no list shows it, and the chat does not offer it." if record.archived_at else "is listed again."
+        return f"{record.name} {there}"
+
+    def _current(self, record_id: str) -> str:
+        record = self.studio.finder.make_current(record_id)
+        return f"{record.name} stands for version {record.version} now."
 
     def download(self, chosen: str) -> tuple[str, Any]:
         """Make the zip."""
@@ -148,37 +151,61 @@ class _Events:
             return present.error_card(error, "The file was not made"), gr.skip()
         return present.note_card(f"{path.name} was made; PEFT loads what is in it."), str(path)
 
-    def rename(self, chosen: str, name: str) -> str:
+    def rename(self, chosen: str, name: str) -> Values:
         """Give it another name."""
         try:
             record = self.studio.adapters.rename(chosen, name)
         except StudioError as error:
-            return present.error_card(error, "The name stays as it was")
-        return present.note_card(f"It is called {record.name} now.")
+            return {self.tab.message: present.error_card(error, "The name stays as it was")}
+        return {self.tab.message: present.note_card(f"It is called {record.name} now."), self.tab.bump: _now()}
 
-    def delete(self, chosen: str) -> str:
+    def write(self, chosen: str, *written: str) -> Values:
+        """Keep its card and labels. The form stays as it is where something is wrong with it."""
+        try:
+            return {self.tab.message: self.pages.write(chosen, *written), self.tab.bump: _now()}
+        except StudioError as error:
+            return {self.tab.message: present.error_card(error, "Not all of it was saved")}
+
+    def delete(self, chosen: str) -> Values:
         """Delete it."""
         try:
             record = self.studio.adapters.remove(chosen)
         except StudioError as error:
-            return present.error_card(error, "The adapter was not deleted")
-        return present.note_card(f"{record.name} was deleted.")
+            return {self.tab.message: present.error_card(error, "The adapter was not deleted")}
+        return {self.tab.message: present.note_card(f"{record.name} was deleted."), self.tab.chosen: ""}
+
+
+def _now() -> str:
+    return str(time.time())
 
 
 def wire(page: Page, studio: "Studio") -> None:
     """Bind the tab's events."""
     tab, events = page.adapters, _Events(studio, page)
-    shown = [tab.chosen, tab.catalog, tab.detail, tab.head, tab.facts, tab.new_name, tab.naming, tab.confirm]
-    show: dict[str, Any] = {"fn": events.show, "inputs": tab.chosen, "outputs": shown, **QUIET}
-    tab.tab.select(**show)
-    tab.catalog.act(events.act, tab.chosen, [tab.chosen, page.tabs], **QUIET).then(**show)
-    importing.wire(tab.importing, tab.tab, studio, tab.message, tab.chosen).then(**show)
-    tab.chat.click(lambda chosen: open_chat(studio, chosen), tab.chosen, [page.tabs, page.chat.adapter], **QUIET)
-    made = tab.download.click(events.download, tab.chosen, [tab.message, tab.file], **QUIET)
+    shown = [tab.listed, tab.filters, tab.catalog, tab.page.column, *tab.page.shown]
+    show: dict[str, Any] = {"fn": events.show, "inputs": [tab.chosen, tab.sought], "outputs": shown, **QUIET}
+    drawn = gr.on([tab.tab.select, tab.chosen.change, tab.sought.change, tab.bump.change], trigger_mode="always_last", **show)
+    drawn.then(None, None, None, js=TO_THE_TITLE, **QUIET)
+    tab.chosen.change(None, None, None, js=TO_THE_TOP, **QUIET)
+    tab.search.change(events.type, [tab.search, tab.sought], tab.sought, trigger_mode="always_last", **QUIET)
+    acted = [tab.chosen, tab.sought, tab.bump, tab.again, tab.search, tab.message, page.tabs, page.view, page.datasets.chosen]
+    for part in (tab.filters, tab.catalog, tab.page.head, tab.page.lineage, tab.page.facts):
+        part.act(events.act, tab.sought, acted, trigger_mode="multiple", **QUIET)
+    tab.again.change(None, None, None, js=WHEN_OPEN, **QUIET).then(lambda job: job, tab.again, page.copying, **QUIET)
+    importing.wire(tab.importing, tab.tab, studio, tab.message, tab.chosen)
+    _wire_page(page, studio, events)
+
+
+def _wire_page(page: Page, studio: "Studio", events: _Events) -> None:
+    """The buttons of the page of one."""
+    tab, one = page.adapters, page.adapters.page
+    one.chat.click(lambda chosen: open_chat(studio, chosen), tab.chosen, [page.tabs, page.chat.adapter], **QUIET)
+    made = one.download.click(events.download, tab.chosen, [tab.message, one.file], **QUIET)
     made.success(None, None, None, js=SAVE_FILE, **QUIET)
-    tab.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [tab.naming, tab.confirm], **QUIET)
-    tab.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [tab.naming, tab.confirm], **QUIET)
-    tab.rename_no.click(lambda: gr.Column(visible=False), None, tab.naming, **QUIET)
-    tab.delete_no.click(lambda: gr.Column(visible=False), None, tab.confirm, **QUIET)
-    gr.on([tab.rename_yes.click, tab.new_name.submit], events.rename, [tab.chosen, tab.new_name], tab.message, **QUIET).then(**show)
-    tab.delete_yes.click(events.delete, tab.chosen, tab.message, **QUIET).then(**show)
+    one.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [one.naming, one.confirm], **QUIET)
+    one.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [one.naming, one.confirm], **QUIET)
+    one.rename_no.click(lambda: gr.Column(visible=False), None, one.naming, **QUIET)
+    one.delete_no.click(lambda: gr.Column(visible=False), None, one.confirm, **QUIET)
+    gr.on([one.rename_yes.click, one.new_name.submit], events.rename, [tab.chosen, one.new_name], [tab.message, tab.bump], **QUIET)
+    one.save.click(events.write, [tab.chosen, *one.written], [tab.message, tab.bump], **QUIET)
+    one.delete_yes.click(events.delete, tab.chosen, [tab.message, tab.chosen], **QUIET)

@@ -149,8 +149,7 @@ class _Events:
 
     def learned_from(self, ids: list[str]) -> dict[str, list[str]]:
         """Names of the adapters that learned from each version, by its id."""
-        adapters = self.studio.adapters.all()
-        return {one: [adapter.name for adapter in adapters if adapter.dataset_id == one] for one in ids}
+        return self.studio.adapters.records.learned_from(ids)
 
     def show_rows(self, chosen: str, *seen: Any) -> dict[Any, Any]:
         """The rows alone."""

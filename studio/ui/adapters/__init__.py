@@ -1,0 +1,1 @@
+"""The Adapters tab: finding adapters, and the page of one."""
