@@ -82,7 +82,8 @@ class Ticket:
     def cancel(self) -> None:
         """Stop at the next step; what was said so far stands."""
         self._cancelled.set()
-        self._wake()
+        if self.finished is None:  # else nobody needs to know, and whoever asks at once whether the engine is busy hears no
+            self._wake()
 
     def pieces(self) -> Iterator[Piece]:
         """What is said, as it comes.
