@@ -1,6 +1,7 @@
 """A base's weights read from its files one at a time, as dense numbers, in the form that they are held in for a training."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from studio.errors import BaseUnavailable
 if TYPE_CHECKING:
     from torch import Tensor
 
+STORED = ("F64", "F32", "F16", "BF16")
+
 
 class DenseBase:
     """The tensors of a base; one of them is in memory at a time.
@@ -22,7 +25,7 @@ class DenseBase:
 
     Attributes:
         config: what config.json says. layers: the dotted names of linear layers by their keys in the files; the head is none.
-        shapes: of all tensors by key, as the files hold them.
+        shapes: of all tensors of weights by key, as the files hold them.
 
     Raises:
         BaseUnavailable: files are missing or broken.
@@ -44,6 +47,8 @@ class DenseBase:
                 self._list(path)
         except (OSError, ValueError, SafetensorError) as error:
             raise self._broken(error) from None
+        if self.config.get("quantization_config"):
+            raise BaseUnavailable(f"The files of the base {name!r} are quantized themselves; fetch the base that they were made of.")
         self.layers = {key: layer for layer in found if (key := self._key(f"{layer}.weight"))}
 
     def read(self, key: str) -> "Tensor":
@@ -66,6 +71,10 @@ class DenseBase:
         tensor = self.read(key)
         return tensor.T if self.is_turned(key) else tensor
 
+    def size(self, key: str) -> int:
+        """How many numbers a tensor has."""
+        return math.prod(self.shapes[key])
+
     def is_turned(self, key: str) -> bool:
         """Whether the file holds W of this layer as (d_in, d_out)."""
         return self.layers.get(key, "") in self._turned
@@ -73,7 +82,9 @@ class DenseBase:
     def _list(self, path: Path) -> None:
         with safe_open(str(path), framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
-                self.shapes[key], self._files[key] = tuple(file.get_slice(key).get_shape()), path
+                part = file.get_slice(key)
+                if part.get_dtype() in STORED:  # whole numbers are masks and positions that old files hold; no model needs them
+                    self.shapes[key], self._files[key] = tuple(part.get_shape()), path
 
     def _key(self, name: str) -> str:
         """The key of a weight: files of a model without its head lack the first part of the name."""
