@@ -91,18 +91,6 @@ def adapter_make(
         show(asdict(made.record) | {"path": str(studio.adapters.path(made.record)), "notices": made.notices}, as_json, line.strip())
 
 
-@adapter_app.command("export")
-def adapter_export(
-    name: str,
-    form: Annotated[str, typer.Option("--format", help="peft")] = "peft",
-    out: Annotated[Path | None, typer.Option(help="Folder for the file; the studio's exports where left out.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Write an adapter as a zip that PEFT loads."""
-    with opened() as studio:
-        show({"adapter": name, "path": str(studio.export_adapter(name, form, out))}, as_json)
-
-
 @adapter_app.command("rm")
 def adapter_rm(name: str, as_json: Json = False) -> None:
     """Delete an adapter and its files."""

@@ -28,6 +28,7 @@ from studio.adapters.importing import Importer
 from studio.adapters.inspecting import Inspector
 from studio.adapters.making import Maker, Recipe
 from studio.adapters.merged import Tell
+from studio.adapters.pushing import Pusher
 from studio.adapters.sources import Wanted
 from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
@@ -118,6 +119,7 @@ class Studio:
         self.adapters.sweep(STALE_S, time.time())
         self.importer = Importer(self.adapters, self.bases, self.datasets.limits, settings.hub_timeout_s)
         self.exporter = Exporter(self.adapters, self.bases, home / "exports")
+        self.pusher = Pusher(self.exporter)
         self.inspector = Inspector(self.adapters, self.bases)
         self.maker = Maker(self.adapters, self.bases, self.importer.shapes)
         self.conversations = Conversations(talks.Conversations(self._database), home / "exports")

@@ -53,13 +53,14 @@ def vocabulary(tokenizer: Any, size: int, base: str) -> Vocabulary:
     if not pre:
         raise InvalidInput(f"The tokenizer of the base {base!r} cuts text in a way that has no GGUF name here; export it as gguf, peft or merged.")
     tokens, types = [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
-    for text, token_id in model["vocab"].items():
-        tokens[token_id], types[token_id] = text, NORMAL
-    for added in told.get("added_tokens", []):
-        tokens[added["id"]], types[added["id"]] = added["content"], CONTROL if added["special"] else USER_DEFINED
+    found = [(token_id, text, NORMAL) for text, token_id in model["vocab"].items()]
+    found += [(added["id"], added["content"], CONTROL if added["special"] else USER_DEFINED) for added in told.get("added_tokens", [])]
+    for token_id, text, kind in found:
+        if token_id < size:  # the model cannot know one beyond
+            tokens[token_id], types[token_id] = text, kind
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "unk", "pad")}
-    special = {role: token_id for role, token_id in roles.items() if token_id is not None}
+    special = {role: token_id for role, token_id in roles.items() if token_id is not None and token_id < size}
     adds_bos = tokenizer("a")["input_ids"][:1] == [special.get("bos", -1)]
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     return Vocabulary(tokens, types, merges, pre, special, adds_bos, template)
