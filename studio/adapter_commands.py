@@ -1,7 +1,6 @@
 """`python -m studio adapter …`: one thin function a command."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer

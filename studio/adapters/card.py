@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
 ```""",
-    "gguf": """Beside the base as GGUF, with llama.cpp: `llama-cli -m base.gguf --lora adapter.gguf`. With Ollama: `ollama create NAME` in this
-folder, after FROM in the `Modelfile` names the base.""",
+    "gguf": """Beside the base as GGUF, with llama.cpp: `llama-cli -m base.gguf --lora adapter.gguf`. With Ollama: `ollama create NAME`
+in this folder, after FROM in the `Modelfile` names the base.""",
     "gguf-merged": "With llama.cpp: `llama-cli -m model.gguf`. With Ollama: `ollama create NAME` in this folder.",
 }
 
@@ -48,7 +48,11 @@ def card(record: AdapterRecord, base: BaseRecord, form: str, weights: str = "") 
     front += ["pipeline_tag: text-generation", "tags:", f"- {record.kind}"]
     if name := hub_name(base):
         front += [f"base_model: {json.dumps(name)}", f"base_model_relation: {'merge' if 'merged' in form else 'adapter'}"]
-    about = [f"- Kind: {_kind(record)}", f"- Base: {_plain(base.name)}, fingerprint `{base.fingerprint[:16]}`", f"- Content: SHA-256 `{record.sha256}`"]
+    about = [
+        f"- Kind: {_kind(record)}",
+        f"- Base: {_plain(base.name)}, fingerprint `{base.fingerprint[:16]}`",
+        f"- Content: SHA-256 `{record.sha256}`",
+    ]
     if record.dataset_hash:
         about.append(f"- Dataset: SHA-256 `{record.dataset_hash}`")
     if record.source:

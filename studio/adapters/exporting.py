@@ -119,7 +119,9 @@ class Exporter:
         adapter = self.catalog.read(record)
         dense = DenseBase(folder, base.name, _quantization(record) if wish.weights == "trained" else "")
         if missing := next((layer for layer in adapter.pairs if layer not in dense.layers.values()), ""):
-            raise InvalidInput(f"The files of the base {base.name!r} hold no weight of the layer {missing!r} of its own; export it as peft.")
+            raise InvalidInput(
+                f"The files of the base {base.name!r} hold no weight of the layer {missing!r} of its own; export it as peft."
+            )
         if wish.form == "merged":
             from studio.adapters.merged import write_merged
 
@@ -182,7 +184,9 @@ def _check_room(dense: "DenseBase", target: Path, bytes_each: int) -> None:
     need = bytes_each * sum(map(dense.size, dense.shapes))
     free = shutil.disk_usage(target).free
     if free < need:
-        raise OutOfSpace(f"The export needs {need / 2**20:,.0f} MB on the disk, and {free / 2**20:,.0f} MB are free. Free some space and try again.")
+        raise OutOfSpace(
+            f"The export needs {need / 2**20:,.0f} MB on the disk, and {free / 2**20:,.0f} MB are free. Free some space and try again."
+        )
 
 
 def _stem(record: AdapterRecord, wish: Wish) -> str:
@@ -200,4 +204,3 @@ def _pack(folder: Path, handle: BinaryIO, method: int, tell: Tell) -> None:
                 while block := source.read(1 << 22):
                     sink.write(block)
                     tell(1.0, f"packing {path.name}")
-

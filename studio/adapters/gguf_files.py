@@ -40,7 +40,9 @@ def family_of(config: Mapping[str, Any], base: str) -> Family:
     """
     kind = str(config.get("model_type", ""))
     if kind not in FAMILIES:
-        raise InvalidInput(f"The base {base!r} is a {kind!r} model, and GGUF is written for {', '.join(FAMILIES)}; export it as peft or merged.")
+        raise InvalidInput(
+            f"The base {base!r} is a {kind!r} model, and GGUF is written for {', '.join(FAMILIES)}; export it as peft or merged."
+        )
     return FAMILIES[kind]
 
 
@@ -140,7 +142,9 @@ def _add_sizes(writer: Any, base: DenseBase) -> None:
     config = base.config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default" or config.get("use_sliding_window"):
-        raise InvalidInput(f"The base {base.name!r} scales its positions or slides its window, which is not written as GGUF here; export it as merged.")
+        raise InvalidInput(
+            f"The base {base.name!r} scales its positions or slides its window, which is not written as GGUF here; export it as merged."
+        )
     heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
     head = int(config.get("head_dim") or width // heads)
     writer.add_block_count(int(config["num_hidden_layers"]))

@@ -51,7 +51,9 @@ def vocabulary(tokenizer: Any, size: int, base: str) -> Vocabulary:
     model = told["model"]
     pre = _pre(told.get("pre_tokenizer"), told.get("normalizer")) if model["type"] == "BPE" else ""
     if not pre:
-        raise InvalidInput(f"The tokenizer of the base {base!r} cuts text in a way that has no GGUF name here; export it as gguf, peft or merged.")
+        raise InvalidInput(
+            f"The tokenizer of the base {base!r} cuts text in a way that has no GGUF name here; export it as gguf, peft or merged."
+        )
     tokens, types = [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
     found = [(token_id, text, NORMAL) for text, token_id in model["vocab"].items()]
     found += [(added["id"], added["content"], CONTROL if added["special"] else USER_DEFINED) for added in told.get("added_tokens", [])]

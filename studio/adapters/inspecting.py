@@ -79,7 +79,9 @@ class Inspector:
             raise InvalidInput(f"Name two to {MOST} different adapters; there are {len(set(names))}.")
         for record in records:
             if record.base_fingerprint != records[0].base_fingerprint:
-                raise IncompatibleAdapter(f"The adapters {records[0].name!r} and {record.name!r} stand on different bases; compare those of one.")
+                raise IncompatibleAdapter(
+                    f"The adapters {records[0].name!r} and {record.name!r} stand on different bases; compare those of one."
+                )
             if record.kind == "prefix":
                 raise IncompatibleAdapter(f"The adapter {record.name!r} is a prefix, which changes no weights; compare LoRAs and DoRAs.")
         with ThreadPoolExecutor(1) as thread:
@@ -90,7 +92,9 @@ class Inspector:
 
         adapter = self.catalog.read(record)
         if record.kind == "prefix":
-            return XRay(record, {}, "A prefix changes no weights: it puts keys and values before the text, so there is no picture of layers.", 0, 0)
+            return XRay(
+                record, {}, "A prefix changes no weights: it puts keys and values before the text, so there is no picture of layers.", 0, 0
+            )
         base = self.bases.get(record.base_id)
         check_base(record, base)
         rows = self._rows(base, str(record.config.get("quantization", "")), adapter, tell)
@@ -119,7 +123,9 @@ class Inspector:
 
 def differences(records: Sequence[AdapterRecord]) -> dict[str, list[Any]]:
     """The kinds, options and measured numbers in which adapters differ, with the value of each; None where it has none."""
-    told = [{"kind": record.kind, "rank": record.rank, "dataset": record.dataset_hash[:12] or None} for record in records]
+    told: list[dict[str, Any]] = [
+        {"kind": record.kind, "rank": record.rank, "dataset": record.dataset_hash[:12] or None} for record in records
+    ]
     for values, record in zip(told, records, strict=True):
         values |= {key: record.config[key] for key in COMPARED if key in record.config and key != "rank"}
         values |= {key: value for key, value in record.metrics.items() if isinstance(value, int | float)}

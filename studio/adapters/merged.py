@@ -38,7 +38,9 @@ def write_merged(base: DenseBase, source: Path, adapter: AdapterWeights, target:
     files = _shards(base, shard_bytes)
     done = Done(base, "merging", tell)
     for name, keys in files.items():
-        write_tensors(target / name, {key: _planned(base, key) for key in keys}, lambda key: done.of(key, merged_tensor(base, adapter, key)))
+        write_tensors(
+            target / name, {key: _planned(base, key) for key in keys}, lambda key: done.of(key, merged_tensor(base, adapter, key))
+        )
     if len(files) > 1:
         places = {key: name for name, keys in files.items() for key in keys}
         index = {"metadata": {"total_size": sum(map(base.size, base.shapes)) * 2}, "weight_map": dict(sorted(places.items()))}

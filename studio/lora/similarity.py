@@ -20,7 +20,7 @@ class Alike:
     """How alike two adapters are.
 
     Attributes:
-        cosine: ⟨ΔW, ΔW′⟩ / (‖ΔW‖ ‖ΔW′‖) over all layers, from -1 to 1; a layer that one leaves alone counts as zero there. overlap: the mean
+        cosine: ⟨ΔW, ΔW′⟩ / (‖ΔW‖ ‖ΔW′‖) over all layers, from -1 to 1; a layer that one leaves alone counts as zero. overlap: the mean
             over common layers of Σ cos² θ / min(r, r′) of the principal angles θ between the column spaces of B A (after the Grassmann
             similarity of Hu et al. 2021, arXiv 2106.09685, section 7), from 0 to 1. layers: how many both act on.
     """
@@ -43,7 +43,8 @@ def alike(one: AdapterWeights, other: AdapterWeights) -> Alike:
 
 def principal_cosines(one: Tensor, other: Tensor) -> Tensor:
     """The cosines of the principal angles between the spans of two orthonormal bases, (d, r) and (d, r′); falling."""
-    return torch.linalg.svdvals(one.T @ other).clamp(0, 1)
+    cosines: Tensor = torch.linalg.svdvals(one.T @ other).clamp(0, 1)
+    return cosines
 
 
 def _inner(one: AdapterWeights, other: AdapterWeights, name: str) -> float:

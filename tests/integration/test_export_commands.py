@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from studio.adapters.exporting import Wish
 from studio.adapters.pushing import Pusher
@@ -128,7 +129,9 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture
 def studio(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    hosts = constants.HF_URL_HOSTS | {"127.0.0.1"}  # as HF_ENDPOINT does where it is set before the client is imported
+    monkeypatch.setattr(constants, "HF_URL_HOSTS", hosts)
     studio = Studio(tiny_settings(home))
     yield studio
     studio.close()
@@ -142,7 +145,7 @@ def test_an_adapter_is_pushed_with_its_card(
     address = Pusher(studio.exporter, hub.url).push("wizard", "me/bird", public=public)
     assert address == "https://huggingface.co/me/bird/commit/0123"
     [made] = hub.made
-    assert (made["name"], made["organization"], made.get("private")) == ("bird", "me", not public)
+    assert (made["name"], made["organization"], made["visibility"]) == ("bird", "me", "public" if public else "private")
     folder = studio.adapters.path(studio.adapters.get("wizard"))
     assert set(hub.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "studio.json"}
     assert all(hub.files[path.name] == path.read_bytes() for path in folder.iterdir())

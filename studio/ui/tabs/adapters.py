@@ -1,13 +1,12 @@
 """Adapters: what was made, where it comes from, and what one does with it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from studio.errors import NotFound, StudioError
-from studio.ui import importing, present
+from studio.ui import exporting, importing, present, xray
 from studio.ui.curve import Curve
 from studio.ui.outcome import outcome
 from studio.ui.page import ADAPTERS, QUIET, TRAIN, Page, action, fragment, html, names_of, open_chat
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from studio.services import Studio
 
 # The file is made when it is asked for; a second, hidden button then hands it to the browser.
-SAVE_FILE = "() => setTimeout(() => document.querySelector('#adapter-file')?.click(), 50)"
+SAVE_FILE = "(file) => { if (file) setTimeout(() => document.querySelector('#adapter-file')?.click(), 50); }"
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class AdaptersTab:
     chat: gr.Button
     download: gr.Button
     file: gr.DownloadButton
+    exporting: exporting.Exporting
+    xray: tuple[Any, Any]
     rename: gr.Button
     delete: gr.Button
     naming: gr.Column
@@ -66,6 +67,7 @@ def _build_detail() -> dict[str, Any]:
     with gr.Row(elem_classes="as-actions"):
         chat = gr.Button("Chat with it →", variant="primary", elem_id="adapter-chat", min_width=120)
         download = gr.Button("Download", elem_id="adapter-download", min_width=90)
+        choice = exporting.build()
         rename = gr.Button("Rename", elem_id="adapter-rename", elem_classes="as-quiet", min_width=80)
         delete = gr.Button("Delete", elem_id="adapter-delete", elem_classes="as-quiet", min_width=80)
         file = gr.DownloadButton("Save the file", visible="hidden", elem_id="adapter-file")
@@ -79,12 +81,15 @@ def _build_detail() -> dict[str, Any]:
         with gr.Row(elem_classes="as-actions"):
             delete_yes = gr.Button("Delete it", variant="stop", elem_id="adapter-delete-yes", min_width=80)
             delete_no = gr.Button("Keep it", elem_id="adapter-delete-no", min_width=80)
+    looked = xray.build()
     facts = html(elem_id="adapter-facts")
     return {
         "head": head,
         "chat": chat,
         "download": download,
         "file": file,
+        "exporting": choice,
+        "xray": looked,
         "rename": rename,
         "delete": delete,
         "naming": naming,
@@ -140,14 +145,6 @@ class _Events:
         kind, record_id, _ = action(event)
         return (record_id, gr.skip()) if kind == "choose" else (chosen, gr.Tabs(selected=TRAIN))
 
-    def download(self, chosen: str) -> tuple[str, Any]:
-        """Make the zip."""
-        try:
-            path: Path = self.studio.export_adapter(chosen)
-        except StudioError as error:
-            return present.error_card(error, "The file was not made"), gr.skip()
-        return present.note_card(f"{path.name} was made; PEFT loads what is in it."), str(path)
-
     def rename(self, chosen: str, name: str) -> str:
         """Give it another name."""
         try:
@@ -174,8 +171,8 @@ def wire(page: Page, studio: "Studio") -> None:
     tab.catalog.act(events.act, tab.chosen, [tab.chosen, page.tabs], **QUIET).then(**show)
     importing.wire(tab.importing, tab.tab, studio, tab.message, tab.chosen).then(**show)
     tab.chat.click(lambda chosen: open_chat(studio, chosen), tab.chosen, [page.tabs, page.chat.adapter], **QUIET)
-    made = tab.download.click(events.download, tab.chosen, [tab.message, tab.file], **QUIET)
-    made.success(None, None, None, js=SAVE_FILE, **QUIET)
+    exporting.wire(tab.exporting, tab.download, tab.chosen, tab.message, tab.file, studio, SAVE_FILE)
+    xray.wire(*tab.xray, tab.chosen, studio)
     tab.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [tab.naming, tab.confirm], **QUIET)
     tab.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [tab.naming, tab.confirm], **QUIET)
     tab.rename_no.click(lambda: gr.Column(visible=False), None, tab.naming, **QUIET)
