@@ -58,7 +58,9 @@ def _map(found: "XRay") -> str:
     heads = "".join(_text(LEFT + CELL_W * (i + 0.5), TOP - 8, _short(column), "middle") for i, column in enumerate(columns))
     sides = "".join(_text(LEFT - 6, TOP + CELL_H * (i + 0.75), "–" if row < 0 else str(row), "end") for i, row in enumerate(rows))
     width, height = LEFT + CELL_W * len(columns) + 4, TOP + CELL_H * len(rows) + 4
-    label = f"How much {found.record.name} changes each layer: {len(rows)} blocks by {len(columns)} modules"
+    label = (
+        f"How much {found.record.name} changes each layer: {present.count(len(rows), 'block')} by {present.count(len(columns), 'module')}"
+    )
     return (
         f'<svg role="img" aria-label="{esc(label)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'style="max-width:100%;height:auto" font-size="9" fill="var(--soft)">{heads}{sides}{cells}</svg>'

@@ -34,6 +34,6 @@ def test_a_merged_model_is_downloaded_and_the_xray_has_a_cell_for_each_layer(pag
     expect(page.locator("#adapter-export-stop")).to_be_hidden()
     page.get_by_role("button", name="X-ray: what it does to each layer").click()
     shown = page.locator("#adapter-xray-shown")
-    expect(shown.get_by_role("img")).to_have_attribute("aria-label", "How much bird that leaves changes each layer: 2 blocks by 2 modules")
+    expect(shown.get_by_role("img")).to_have_attribute("aria-label", "How much bird that leaves changes each layer: 1 block by 2 modules")
     expect(shown.locator("svg rect title").first).to_contain_text("of ‖W‖")
     expect(shown).to_contain_text("directions carry 95%")
