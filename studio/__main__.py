@@ -14,6 +14,7 @@ from studio.adapter_commands import adapter_app
 from studio.catalog_commands import catalog_app
 from studio.dataset_commands import dataset_app
 from studio.errors import StudioError
+from studio.export_commands import add_commands as add_export_commands
 from studio.job_commands import job_app, print_event, queue_app, train
 from studio.key_commands import key_app
 from studio.terminal import Json, opened, say, show, show_all
@@ -29,7 +30,8 @@ app.command()(train)
 app.add_typer(job_app, name="job", help="Training jobs: list, show, compare, logs, cancel, pause, resume, retry, copy, move.")
 app.add_typer(queue_app, name="queue", help="The queue as a whole: show, hold, release, stop after failures.")
 adapter_app.add_typer(catalog_app)
-app.add_typer(adapter_app, name="adapter", help="Adapters: list, show, tag, card, version, archive, import, make, pin, export, rm.")
+add_export_commands(adapter_app)
+app.add_typer(adapter_app, name="adapter", help="Adapters: find, look into, label, import, make, compare, export, push, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")

@@ -1,7 +1,6 @@
 """`python -m studio adapter …`: what is done with one; what finds and labels them is in `catalog_commands.py`."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,18 +73,6 @@ def adapter_make(
         made = studio.make_adapter(formula, name, Recipe(method, rank, density, seed))
         line = f"{made.record.name} was made from {made.record.source}. {' '.join(made.notices)}"
         show(asdict(made.record) | {"path": str(studio.adapters.path(made.record)), "notices": made.notices}, as_json, line.strip())
-
-
-@adapter_app.command("export")
-def adapter_export(
-    name: str,
-    form: Annotated[str, typer.Option("--format", help="peft")] = "peft",
-    out: Annotated[Path | None, typer.Option(help="Folder for the file; the studio's exports where left out.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Write an adapter as a zip that PEFT loads."""
-    with opened() as studio:
-        show({"adapter": name, "path": str(studio.export_adapter(name, form, out))}, as_json)
 
 
 @adapter_app.command("rm")

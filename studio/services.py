@@ -24,9 +24,13 @@ from storage.repositories import Adapters, Bases, Datasets
 from storage.states import ACTIVE, OPEN
 from storage.watching import Watching
 from studio.adapters.catalog import AdapterCatalog, Added
+from studio.adapters.exporting import Exporter, Wish, untold
 from studio.adapters.finding import Finder
 from studio.adapters.importing import Importer
+from studio.adapters.inspecting import Inspector
 from studio.adapters.making import Maker, Recipe
+from studio.adapters.merged import Tell
+from studio.adapters.pushing import Pusher
 from studio.adapters.sources import Wanted
 from studio.bases.catalog import BaseCatalog
 from studio.bases.cost import cost_sentence
@@ -113,10 +117,13 @@ class Studio:
         self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
         self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes))
         self.changes = Changes(self.datasets)
-        self.adapters = AdapterCatalog(adapters, home / "adapters", home / "exports")
+        self.adapters = AdapterCatalog(adapters, home / "adapters")
         self.adapters.sweep(STALE_S, time.time())
         self.finder = Finder(Catalog(self._database), self.adapters, bases, datasets)
         self.importer = Importer(self.adapters, self.bases, self.datasets.limits, settings.hub_timeout_s)
+        self.exporter = Exporter(self.adapters, self.bases, home / "exports")
+        self.pusher = Pusher(self.exporter)
+        self.inspector = Inspector(self.adapters, self.bases)
         self.maker = Maker(self.adapters, self.bases, self.importer.shapes)
         self.conversations = Conversations(talks.Conversations(self._database), home / "exports")
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
@@ -311,9 +318,9 @@ class Studio:
         """See `Maker.add`."""
         return self.maker.add(formula, name, recipe or Recipe())
 
-    def export_adapter(self, name: str, form: str = "peft", out: Path | None = None) -> Path:
-        """See `AdapterCatalog.export`."""
-        return self.adapters.export(name, form, out)
+    def export_adapter(self, name: str, wish: Wish | None = None, out: Path | None = None, tell: Tell = untold) -> Path:
+        """See `Exporter.write`."""
+        return self.exporter.write(name, wish, out, tell)
 
     def stream(self, messages: list[dict[str, str]], adapter: str, base: str | None = None, user: str = "", **sampling: Any) -> Stream:
         """Start an answer.

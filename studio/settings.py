@@ -187,6 +187,11 @@ def on_zerogpu() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
+def hub_token() -> str:
+    """The token that pushes to the Hub; empty where there is none."""
+    return os.environ.get("HF_TOKEN", "").strip()
+
+
 def command_environment(gpus: Sequence[int] = (), threads: int = 0) -> dict[str, str]:
     """The environment of a subprocess: ours, with output that arrives line by line.
 

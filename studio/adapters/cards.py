@@ -18,11 +18,11 @@ ALWAYS = ("method", "rank", "alpha", "targets", "epochs", "learning_rate", "max_
 MEASURED = (("eval_loss", "held-out loss, nats a token"), ("perplexity", "perplexity"), ("accuracy", "tokens predicted right"))
 
 
-def full_card(record: AdapterRecord, base: BaseRecord | None, dataset: DatasetRecord | None) -> str:
-    """The card as it stands in a repository of the Hub: metadata, then Markdown."""
+def full_card(record: AdapterRecord, base: BaseRecord | None, dataset: DatasetRecord | None, more: Mapping[str, str] | None = None) -> str:
+    """The card as it stands in a repository of the Hub: metadata, with `more` in its place or beside it, then Markdown."""
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(ignore_metadata_errors=False, **metadata(record, base, dataset))
+    data = ModelCardData(ignore_metadata_errors=False, **{**metadata(record, base, dataset), **(more or {})})
     return f"---\n{data.to_yaml()}\n---\n\n{body(record, base, dataset)}\n"
 
 

@@ -1,9 +1,7 @@
 """Finished adapters. They appear when their files are complete, and leave with their files."""
 
 import contextlib
-import io
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +11,9 @@ from storage import files
 from storage.errors import DuplicateName, RecordNotFound
 from storage.records import AdapterRecord, BaseRecord
 from storage.repositories import Adapters
-from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound, OutOfSpace
+from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound
 from studio.lora.files import AdapterWeights, BadAdapter, adapter_sha256, read_adapter, read_revision
-from studio.names import checked_name, file_stem, listed, looks
+from studio.names import checked_name, listed, looks
 from studio.training.run import LINEAGE_FILE
 
 MIN_REVISION = 6  # characters of a content hash
@@ -34,11 +32,11 @@ class AdapterCatalog:
     """Adapters under one folder, each in a folder named by its id.
 
     Args:
-        records: the table. folder: where adapters are kept. exports: where zips are written.
+        records: the table. folder: where adapters are kept.
     """
 
-    def __init__(self, records: Adapters, folder: Path, exports: Path) -> None:
-        self.records, self.folder, self.exports = records, folder, exports
+    def __init__(self, records: Adapters, folder: Path) -> None:
+        self.records, self.folder = records, folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def all(self) -> list[AdapterRecord]:
@@ -149,27 +147,6 @@ class AdapterCatalog:
         files.remove_folder(self.path(record))
         return record
 
-    def export(self, name_or_id: str, form: str = "peft", out: Path | None = None) -> Path:
-        """Write a zip that PEFT loads once it is unpacked; returns its path.
-
-        Args:
-            form: "peft". out: a folder; the studio's exports where it is None.
-
-        Raises:
-            NotFound. InvalidInput: another form. OutOfSpace.
-        """
-        if form != "peft":
-            raise InvalidInput(f"There is no export format {form!r} yet; choose peft.")
-        record = self.get(name_or_id)
-        target = (out or self.exports) / f"{file_stem('adapter', record.name, record.id)}.zip"
-        try:
-            files.write_file(target, _zip(self.path(record)))
-        except FileNotFoundError:
-            raise NotFound(f"The files of adapter {record.name!r} are gone; delete it and train it again.") from None
-        except OSError as error:
-            raise OutOfSpace(f"The zip could not be written to {target.parent}: {error.strerror or error}.") from None
-        return target
-
 
 def check_base(record: AdapterRecord, base: BaseRecord) -> None:
     """Make sure that the adapter was trained on this very base.
@@ -182,12 +159,3 @@ def check_base(record: AdapterRecord, base: BaseRecord) -> None:
             f"The adapter {record.name!r} was trained on another base than the resident {base.name!r}; "
             "make its own base resident, or choose an adapter of this one."
         )
-
-
-def _zip(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.iterdir()):
-            # A fixed time, so that the same adapter gives the same zip.
-            archive.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()

@@ -7,7 +7,7 @@ import gradio as gr
 
 from studio.adapters import cards
 from studio.errors import NotFound
-from studio.ui import present
+from studio.ui import exporting, present, xray
 from studio.ui.adapters import show_page
 from studio.ui.curve import Curve, Curves
 from studio.ui.outcome import outcome
@@ -31,6 +31,8 @@ class AdapterPage:
     chat: gr.Button
     download: gr.Button
     file: gr.DownloadButton
+    exporting: exporting.Exporting
+    xray: tuple[Any, Any]
     rename: gr.Button
     delete: gr.Button
     naming: gr.Column
@@ -77,8 +79,9 @@ def build() -> AdapterPage:
                     editing, written = _build_editing()
                 with gr.Column(scale=6, min_width=300):
                     came = html(elem_id="adapter-came")
+                    looked = xray.build()
                     facts = fragment(elem_id="adapter-facts")
-    parts = {"card": card, "editing": editing, "lineage": lineage, "came": came, "facts": facts}
+    parts = {"xray": looked, "card": card, "editing": editing, "lineage": lineage, "came": came, "facts": facts}
     return AdapterPage(column=column, head=head, actions=actions, **made, **parts, **written)
 
 
@@ -86,6 +89,7 @@ def _build_actions() -> dict[str, Any]:
     with gr.Row(elem_classes="as-actions"):
         chat = gr.Button("Chat with it →", variant="primary", elem_id="adapter-chat", min_width=120)
         download = gr.Button("Download", elem_id="adapter-download", min_width=90)
+        choice = exporting.build()
         rename = gr.Button("Rename", elem_id="adapter-rename", elem_classes="as-quiet", min_width=80)
         delete = gr.Button("Delete", elem_id="adapter-delete", elem_classes="as-quiet", min_width=80)
         file = gr.DownloadButton("Save the file", visible="hidden", elem_id="adapter-file")
@@ -99,7 +103,7 @@ def _build_actions() -> dict[str, Any]:
         with gr.Row(elem_classes="as-actions"):
             delete_yes = gr.Button("Delete it", variant="stop", elem_id="adapter-delete-yes", min_width=80)
             delete_no = gr.Button("Keep it", elem_id="adapter-delete-no", min_width=80)
-    buttons = {"chat": chat, "download": download, "file": file, "rename": rename, "delete": delete, "naming": naming}
+    buttons = {"chat": chat, "download": download, "file": file, "exporting": choice, "rename": rename, "delete": delete, "naming": naming}
     asked = {"new_name": new_name, "rename_yes": rename_yes, "rename_no": rename_no}
     return {**buttons, **asked, "confirm": confirm, "delete_yes": delete_yes, "delete_no": delete_no}
 

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from studio.errors import StudioError
-from studio.ui import importing, present
+from studio.ui import exporting, importing, present, xray
 from studio.ui.adapters import page as adapter_page
 from studio.ui.adapters import show_list
 from studio.ui.adapters.sight import Sight
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 Values = dict[Any, Any]
 # The file is made when it is asked for; a second, hidden button then hands it to the browser.
-SAVE_FILE = "() => setTimeout(() => document.querySelector('#adapter-file')?.click(), 50)"
+SAVE_FILE = "(file) => { if (file) setTimeout(() => document.querySelector('#adapter-file')?.click(), 50); }"
 # A tab that opens looks at its choices anew; the form is filled behind that.
 WHEN_OPEN = "() => new Promise((go) => setTimeout(go, 400))"
 # What was clicked is gone with the list; whoever uses the keyboard goes on at the page's title.
@@ -143,14 +142,6 @@ class _Events:
         record = self.studio.finder.make_current(record_id)
         return f"{record.name} stands for version {record.version} now."
 
-    def download(self, chosen: str) -> tuple[str, Any]:
-        """Make the zip."""
-        try:
-            path: Path = self.studio.export_adapter(chosen)
-        except StudioError as error:
-            return present.error_card(error, "The file was not made"), gr.skip()
-        return present.note_card(f"{path.name} was made; PEFT loads what is in it."), str(path)
-
     def rename(self, chosen: str, name: str) -> Values:
         """Give it another name."""
         try:
@@ -200,8 +191,8 @@ def _wire_page(page: Page, studio: "Studio", events: _Events) -> None:
     """The buttons of the page of one."""
     tab, one = page.adapters, page.adapters.page
     one.chat.click(lambda chosen: open_chat(studio, chosen), tab.chosen, [page.tabs, page.chat.adapter], **QUIET)
-    made = one.download.click(events.download, tab.chosen, [tab.message, one.file], **QUIET)
-    made.success(None, None, None, js=SAVE_FILE, **QUIET)
+    exporting.wire(one.exporting, one.download, tab.chosen, tab.message, one.file, studio, SAVE_FILE)
+    xray.wire(*one.xray, tab.chosen, studio)
     one.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [one.naming, one.confirm], **QUIET)
     one.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [one.naming, one.confirm], **QUIET)
     one.rename_no.click(lambda: gr.Column(visible=False), None, one.naming, **QUIET)
