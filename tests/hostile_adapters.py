@@ -358,7 +358,7 @@ ATTACKS: list[Attack] = [
     _files("an empty folder", lambda folder: str(folder), "There is no adapter_config.json in the folder"),
     _files("adapters in folders", lambda folder: put(folder / "run" / "checkpoint-5") and str(folder / "run"), "'checkpoint-5'"),
     _files("nothing", lambda folder: "no-such-thing", "There is no file or folder 'no-such-thing'"),
-    _files("a path as a repository", lambda folder: "../../etc", "no Hub id"),
+    _files("a path as a repository", lambda folder: "../../no-such-thing", "no Hub id"),
     _files("a revision of tricks", lambda folder: "owner/name@../../x y", "no Hub id"),
     _files("weights alone", lambda folder: [Path(put(folder / "a"), WEIGHTS_FILE).rename(folder / "w.safetensors")], "together with its"),
     _files("a photo", lambda folder: [folder / "bird.png"], "'bird.png'"),

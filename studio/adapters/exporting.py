@@ -78,10 +78,9 @@ class Exporter:
             # In a thread that ends: one that stays and has computed would slow the chat's (see `Engine`).
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(self._write, record, wish, out, tell).result()
-        except FileExistsError:
-            where = "there" if out is None else f"in {out}"
-            raise InvalidInput(f"{_stem(record, wish)!r} is {where} already; remove it, or name another folder.") from None
         except OSError as error:
+            if isinstance(error, FileExistsError) and out is not None and (out / _stem(record, wish)).exists():
+                raise InvalidInput(f"{_stem(record, wish)!r} is in {out} already; remove it, or name another folder.") from None
             raise OutOfSpace(f"The export could not be written: {error.strerror or error}. Free some space and try again.") from None
 
     def fill(self, record: AdapterRecord, wish: Wish, target: Path, tell: Tell) -> None:

@@ -354,7 +354,7 @@ def test_an_adapter_whose_files_are_gone_or_broken_is_told(shell: Shell) -> None
     weights.unlink()
     assert "The files of adapter 'bird' cannot be used" in shell.refuse("chat", "--adapter", "bird", "Hello")
     shutil.rmtree(folder)
-    assert "files of adapter 'bird' are gone" in shell.refuse("adapter", "export", "bird")
+    assert "The files of adapter 'bird' cannot be used" in shell.refuse("adapter", "export", "bird")
     assert shell.run("adapter", "rm", "bird", "--json").json == {"removed": "bird"}
 
 
