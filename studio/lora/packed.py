@@ -2,7 +2,8 @@
 
 Decoding one row or a few is bound by reading weights, so the CPU reads them as int8, one scale a row: against the weight in NF4 that
 it stands for, an output errs by 0.9 %, a tenth of what NF4 itself errs by. More rows are bound by computing and want bf16, in the
-blocks that oneDNN computes with: laid out once, and not for each product, which takes 60 % of the time for 8 rows and 70 % for 64.
+blocks that oneDNN computes with: laid out once and not for each product: 12 ms instead of 19 for 8
+rows of the starter base, 44 instead of 65 for 64.
 """
 
 import torch
@@ -23,7 +24,8 @@ class Bf16Matrix:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self._is_blocked = weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        has_onednn = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # not in every build
+        self._is_blocked = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._is_blocked else weight
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
