@@ -185,7 +185,7 @@ class Bank:
             if name not in self._inputs:
                 raise IncompatibleAdapter(f"The adapter has weights for {name!r}, which is no linear layer of the resident base.")
             one = self._inputs[name]
-            got, wanted = (b.shape[1], a.shape[1]), (one.d_outs[one.names.index(name)], one.d_in)
+            got, wanted = (b.shape[1], a.shape[0]), (one.d_outs[one.names.index(name)], one.d_in)
             if got != wanted:
                 raise IncompatibleAdapter(f"The adapter's weights for {name!r} are for a layer of {got}; the resident base's is {wanted}.")
 
@@ -234,18 +234,16 @@ class Bank:
 
     def _fill(self, rank: int, index: int, loaded: Loaded) -> None:
         """Copy an adapter into a slot, all layers in a few calls."""
-        names, size = set(loaded.pairs), self._classes[rank].size
-        targets: list[Tensor] = []
-        empty: list[Tensor] = []
-        sources: list[Tensor] = []
         gains = self._gains(loaded)
+        pairs = loaded.pairs | {name: (loaded.pairs[name][0], loaded.pairs[name][1] * gain) for name, gain in gains.items()}
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        empty: list[Tensor] = []
         for one in self.runner.inputs:
-            mine, zeros = one.places(rank, size, index, loaded.rank, names)
-            targets += mine
-            empty += zeros
-            for name in (name for name in one.names if name in names):
-                a, b = loaded.pairs[name]
-                sources += [a, b * gains[name] if name in gains else b]
+            for mine, more in zip(
+                (targets, sources, empty), one.places(rank, self._classes[rank].size, index, loaded.rank, pairs), strict=True
+            ):
+                mine += more
         if empty:
             torch._foreach_zero_(empty)
         torch._foreach_copy_(targets, sources)
@@ -256,9 +254,9 @@ class Bank:
         """g = m / ‖W + s·B A‖ by row of each layer of a DoRA, (d_out,), float32, from products with W alone (see `DoraLinear`)."""
         gains = {}
         for name, magnitude in loaded.magnitudes.items():
-            a, b = (tensor.to(self.runner.device) for tensor in loaded.pairs[name])
-            cross = (self.runner.product(name, a.to(self.runner.dtype)).float() * b).sum(dim=0)  # ⟨wAᵀ, b⟩
-            own = ((a @ a.T @ b) * b).sum(dim=0)
+            down, up = (tensor.to(self.runner.device).float() for tensor in loaded.pairs[name])
+            cross = (self.runner.product(name, down.T.to(self.runner.dtype)).float() * up).sum(dim=0)  # ⟨wAᵀ, b⟩
+            own = ((down.T @ down @ up) * up).sum(dim=0)
             norms = (self._row_squares(name) + 2 * cross + own).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
             gains[name] = (magnitude.float().to(norms.device) / norms).cpu()
         return gains

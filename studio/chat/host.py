@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from studio.lora.files import AdapterWeights, PrefixWeights, as_float32
+from studio.lora.files import AdapterWeights, PrefixWeights, as_float32, turned
 
 READERS = 2
 
@@ -35,8 +35,8 @@ class AdapterSource:
 class Loaded:
     """An adapter in memory, as a slot takes it.
 
-    `pairs` maps the name of a layer to A, (r, d_in), and Bᵀ, (r, d_out), with the scale folded in, float32. `magnitudes` are a DoRA's,
-    (d_out,). A prefix has `prefix` alone. `load_ms`: what reading took.
+    `pairs` maps the name of a layer to Aᵀ, (d_in, r), and Bᵀ, (r, d_out), with the scale folded in, in the dtype of the slots.
+    `magnitudes` are a DoRA's, (d_out,). A prefix has `prefix` alone. `load_ms`: what reading took.
     """
 
     rank: int
@@ -51,12 +51,12 @@ class HostTier:
     """The adapters that are in the machine's memory, the least recently used thrown away first.
 
     Args:
-        budget_bytes: what they may take together; the one that is asked for is kept in any case. ready: called on the reading
-            thread whenever something was read, or could not be.
+        budget_bytes: what they may take together; the one that is asked for is kept in any case. dtype: of the slots. ready: called
+            on the reading thread whenever something was read, or could not be.
     """
 
-    def __init__(self, budget_bytes: int, ready: Callable[[], None]) -> None:
-        self.budget_bytes, self.size_bytes = budget_bytes, 0
+    def __init__(self, budget_bytes: int, dtype: torch.dtype, ready: Callable[[], None]) -> None:
+        self.budget_bytes, self.size_bytes, self.dtype = budget_bytes, 0, dtype
         self._ready = ready
         self._lock = threading.Lock()
         self._adapters: OrderedDict[str, Future[Loaded]] = OrderedDict()
@@ -87,8 +87,7 @@ class HostTier:
         weights = source.load()
         scale = np.float32(weights.scale) if weights.pairs else np.float32(1)
         pairs = {
-            name: (torch.from_numpy(as_float32(a)), torch.from_numpy(np.ascontiguousarray(as_float32(b).T) * scale))
-            for name, (a, b) in weights.pairs.items()
+            name: (turned(as_float32(a), self.dtype), turned(as_float32(b) * scale, self.dtype)) for name, (a, b) in weights.pairs.items()
         }
         size = sum(tensor.nbytes for pair in pairs.values() for tensor in pair)
         size += sum(tensor.nbytes for tensor in weights.magnitudes.values())

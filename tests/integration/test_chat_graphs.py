@@ -54,6 +54,12 @@ def adapters(tiny_base: Path) -> list[AdapterSource]:
     return [source(random_adapter(model, seed, rank), f"graph-{seed}") for seed, rank in ((1, 4), (2, 16), (3, 16))]
 
 
+@pytest.fixture(autouse=True)
+def products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters are multiplied as on a GPU, where graphs are: by products, and not by the sums of a CPU."""
+    monkeypatch.setattr("studio.lora.serving.MOST_IN_BAGS", 0)
+
+
 @pytest.fixture
 def plain(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     engine = engine_with(tiny_base, monkeypatch, None)

@@ -97,7 +97,9 @@ def logits_of(model: nn.Module) -> torch.Tensor:
 def logits_in_chat(model: nn.Module, weights: AdapterWeights) -> torch.Tensor:
     """As the chat's slots compute them."""
     routing = Routing()
-    bank = Bank(PlainRunner(model, routing, torch.float32), routing, slots=2, budget_bytes=10**9, host=HostTier(10**9, lambda: None))
+    bank = Bank(
+        PlainRunner(model, routing, torch.float32), routing, slots=2, budget_bytes=10**9, host=HostTier(10**9, torch.float32, lambda: None)
+    )
     bank.route([bank.acquire(Voice((Part(AdapterSource("x", lambda: weights)),)))])
     return logits_of(model)
 

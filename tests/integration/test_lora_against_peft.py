@@ -82,7 +82,9 @@ def test_ours_loads_pefts_and_computes_the_same(tmp_path: Path, rslora: bool, fa
     assert weights.rslora == rslora and len(weights.pairs) == LINEARS[family]
     model = FAMILIES[family]()
     routing = Routing()
-    bank = Bank(PlainRunner(model, routing, torch.float32), routing, slots=2, budget_bytes=10**9, host=HostTier(10**9, lambda: None))
+    bank = Bank(
+        PlainRunner(model, routing, torch.float32), routing, slots=2, budget_bytes=10**9, host=HostTier(10**9, torch.float32, lambda: None)
+    )
     lease = bank.acquire(Voice((Part(AdapterSource("x", lambda: weights)),)))
     bank.route([lease])
     torch.testing.assert_close(model(TOKENS).logits, theirs(TOKENS).logits, rtol=0, atol=1e-4)
