@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-PACE_S = 0.05  # a browser cannot draw faster than this
+PACE_S = 0.1  # at twice the pace the browser takes half of a core of two to draw, and the model a third longer to speak
 
 
 class Said(Protocol):
@@ -45,7 +45,7 @@ def to_model(turns: Iterable[Said], system: str = "") -> list[dict[str, str]]:
 
 
 def paced(streams: Mapping[str, Iterable[str]]) -> Iterator[dict[str, str]]:
-    """Merge streams; yield what each said so far, at most every 50 ms and once at the end.
+    """Merge streams; yield what each said so far, at most every PACE_S and once at the end.
 
     Raises:
         Exception: the first that one of the streams raised.

@@ -356,13 +356,15 @@ def test_waiting_requests_hold_no_thread(served: Served, client: OpenAI) -> None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_its_rows(served: Served, stream: bool) -> None:
+def test_a_client_that_hangs_up_frees_its_rows(served: Served, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, url = served.engine, f"{served.url}/v1/chat/completions"
     eventually(lambda: not engine.busy)
-    body = {"model": "wizard", "messages": HELLO, "max_tokens": 480, "ignore_eos": True, "stream": stream, "n": 64}  # seconds of work
+    step = engine._step
+    monkeypatch.setattr(engine, "_step", lambda: (time.sleep(0.005), step()))  # ten seconds of work, on however slow a machine
+    body = {"model": "wizard", "messages": HELLO, "max_tokens": 480, "ignore_eos": True, "stream": stream, "n": 64}
     if stream:
         with httpx.stream("POST", url, json=body, timeout=60) as reply:
-            next(reply.iter_text())
+            assert next(reply.iter_text()) and reply.status_code == 200
             eventually(lambda: len(engine._rows) + len(engine._waiting) > 16)
             tickets = [row.ticket for row in engine._rows] + engine._waiting
     else:
