@@ -18,12 +18,16 @@ from studio.errors import InvalidInput
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+LogForm = Literal["text", "json"]
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 # What a subprocess that trains or reads a file has no use for.
 SECRETS = (
     "RAY_AUTH_TOKEN", "STUDIO_RAY_TOKEN", "STUDIO_WEBHOOK_URL", "STUDIO_WEBHOOK_SECRET", "STUDIO_DATABASE_URL", "STUDIO_API_KEY",
     "STUDIO_VLLM_KEY",
 )  # fmt: skip
 SHORTEST_KEY = 20  # characters; what can be guessed is no key
+SHORTEST_SECRET = 4  # characters; to blot out shorter ones would blot out words
+TUNNELS = "*.gradio.live"  # where Gradio's public links are
 STARTER_BASE = "SmolLM2-135M-Instruct"
 
 
@@ -36,6 +40,8 @@ class Settings(BaseSettings):
     database_url: str = Field("", repr=False, description="URL of SQLite or PostgreSQL; empty means STUDIO_HOME/studio.db")
     host: str = Field("", description="address the page listens on")
     port: int = Field(0, ge=0, le=65535, description="port of the page; 0 means 7860")
+    hosts: str = Field("", description="names that the page is asked for by, with commas between; * is any, *.example.org any below")
+    requests_per_minute: int = Field(1200, ge=0, description="requests of one address that are no mere reading; 0 is no limit")
     share: bool = Field(False, description="ask Gradio for a public link")
     worker: bool = Field(True, description="run the worker of the queue inside the app")
     base: str = Field(STARTER_BASE, description="name of the base that is resident for chat")
@@ -78,11 +84,11 @@ class Settings(BaseSettings):
     shared_url: str = Field("", repr=False, description="folder or fsspec address that the studio and the cluster's machines share")
     api_key: SecretStr = Field(SecretStr(""), description="a key of the HTTP API besides those in the database")
     log_level: LogLevel = Field("INFO", description="how much is logged to stderr")
+    log_form: LogForm = Field("text", description="lines of text, or of JSON for programs that collect logs")
 
     @model_validator(mode="after")
     def _fill_from_the_platform(self) -> Self:
-        on_space = bool(os.environ.get("SPACE_ID"))
-        object.__setattr__(self, "host", self.host or ("0.0.0.0" if on_space else "127.0.0.1"))  # noqa: S104
+        object.__setattr__(self, "host", self.host or ("0.0.0.0" if on_space() else "127.0.0.1"))  # noqa: S104
         object.__setattr__(self, "port", self.port or _platform_port())
         object.__setattr__(self, "home", self.home.expanduser().absolute())
         return self
@@ -143,6 +149,27 @@ class Settings(BaseSettings):
         """The database's URL."""
         return self.database_url or f"sqlite:///{self.home / 'studio.db'}"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the page, unless a proxy or a tunnel leads to it."""
+        return self.host in LOOPBACK_NAMES
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """Names that the page is asked for by, besides this machine's own. Who listens for others cannot know them all."""
+        if self.hosts:
+            return tuple(name.strip().lower() for name in self.hosts.split(",") if name.strip())
+        if not self.is_local:
+            return ("*",)
+        return (TUNNELS,) if self.share else ()
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must stand in no log: keys, tokens, passwords in addresses."""
+        own = [value.get_secret_value() for value in self.__dict__.values() if isinstance(value, SecretStr)]
+        addresses = [urlsplit(url) for url in (self.database_url, self.webhook_url, self.vllm_url, self.shared_url) if "@" in url]
+        texts = [*own, *(parts.password or "" for parts in addresses), self.webhook_url, hub_token(), os.environ.get("RAY_AUTH_TOKEN", "")]
+        return tuple({text for text in texts if len(text) >= SHORTEST_SECRET})
+
 
 def _is_web_address(text: str) -> bool:
     """Whether a text is an address of http or https with a host."""
@@ -180,6 +207,11 @@ def load_settings() -> Settings:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # a report and a training tokenize many rows at once
     return settings
+
+
+def on_space() -> bool:
+    """Whether this is a Space of Hugging Face."""
+    return bool(os.environ.get("SPACE_ID"))
 
 
 def on_zerogpu() -> bool:

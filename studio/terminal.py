@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,15 +16,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @contextlib.contextmanager
 def opened() -> Iterator["Studio"]:
     """A studio for one command. The heavy imports happen here, not for --help."""
-    import logging
-
+    from studio import logs
     from studio.services import Studio
     from studio.settings import load_settings
 
     settings = load_settings()
-    logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpx2", "alembic", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logs.set_up(settings)
     studio = Studio(settings)
     try:
         yield studio

@@ -8,8 +8,8 @@ from starlette.requests import Request
 
 from studio.api.errors import Refusal
 from studio.api.keys import Keys
+from studio.settings import LOOPBACK_NAMES
 
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 FORWARDED = ("x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded")  # it came from elsewhere, through a proxy
 HOW = "Make one with: python -m studio key add LABEL, or set STUDIO_API_KEY, and send it as: Authorization: Bearer KEY."
 

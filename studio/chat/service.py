@@ -78,7 +78,11 @@ class Chat:
     Args:
         bases: the catalog. adapters: who can speak. load: puts a backend on a base, such as `backend_of` of the settings.
         pinned: the adapters of a base that are to be kept ready.
+
+    `watch` is called with each request that is over, from the engine's thread.
     """
+
+    watch: Callable[[Ticket], None] = staticmethod(lambda _: None)
 
     def __init__(self, bases: BaseCatalog, adapters: Speakers, load: Load, pinned: Callable[[BaseRecord], Sequence[AdapterRecord]]) -> None:
         self.bases, self.adapters, self._load = bases, adapters, load
@@ -208,7 +212,10 @@ class Chat:
         voice, seed = self._voice(chosen), sampling.seed
         drawn = [sampling if seed is None else replace(sampling, seed=(seed + place) % 2**63) for place in range(count)]
         texts = TokenTexts(backend.tokenizer)
-        return [Stream(backend.submit(token_ids, one, voice, user), chosen, base, texts) for one in drawn]
+        tickets = [backend.submit(token_ids, one, voice, user) for one in drawn]
+        for ticket in tickets:
+            ticket.when_over(self.watch)
+        return [Stream(ticket, chosen, base, texts) for ticket in tickets]
 
     def choose(self, adapter: str, base: BaseRecord) -> Chosen:
         """Who is to speak on a base.

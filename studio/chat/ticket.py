@@ -68,6 +68,7 @@ class Ticket:
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _wake: Callable[[], None] = lambda: None
     _heard: Callable[[], None] = lambda: None
+    _over: "Future[None]" = field(default_factory=Future)
 
     @property
     def voice_key(self) -> str:
@@ -101,6 +102,10 @@ class Ticket:
         self._heard = heard
         heard()
 
+    def when_over(self, call: "Callable[[Ticket], None]") -> None:
+        """Be called once when nothing more comes, from the engine's thread, or now where it has come to that."""
+        self._over.add_done_callback(lambda _: call(self))
+
     def ready(self) -> Iterator[Piece | None]:
         """What has come, without waiting, as `pieces` gives it; None is the end.
 
@@ -129,6 +134,8 @@ class Ticket:
         """From the engine: nothing more comes."""
         self._pieces.put(error)
         self._heard()
+        if not self._over.done():
+            self._over.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         """From the engine: it broke off. What is no sentence for people is logged, and told as one."""

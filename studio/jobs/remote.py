@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import files
-from studio import __version__
+from studio import __version__, logs
 from studio.errors import StudioError
 from studio.jobs import far
 from studio.jobs.executor import Event, Launch
@@ -304,7 +304,7 @@ def main() -> int:
     parser.add_argument("attempt", type=int)
     arguments = parser.parse_args()
     settings = load_settings()
-    logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logs.set_up(settings)
     attempt = Attempt(Shared(arguments.url), arguments.job, arguments.attempt, settings.home / "remote")
     signal.signal(signal.SIGTERM, lambda *_: attempt.pulse.stop.set())
     return attempt.run()

@@ -81,6 +81,11 @@ class Worker:
             self._thread = threading.Thread(target=self.run, name="worker", daemon=True)
             self._thread.start()
 
+    @property
+    def is_working(self) -> bool:
+        """Whether its thread looks after the queue."""
+        return self._thread is not None and self._thread.is_alive() and not self._stopping.is_set()
+
     def stop_soon(self) -> None:
         """Take no more jobs, and wish of the running ones to keep a checkpoint and go back into the queue."""
         self._stopping.set()

@@ -17,17 +17,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from studio import __version__
+from studio import __version__, logs
 from studio.api.access import Access
 from studio.api.keys import Keys
 from studio.errors import StudioError
 from studio.ui import present, show_api
 from studio.ui.adapters.sight import Sight
 from studio.ui.curve import Curves
-from studio.ui.origin import SameOrigin
 from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, WATCH, Page, html, kept, voices
 from studio.ui.tabs import adapters, chat, datasets, train
 from studio.ui.theme import CSS, HEAD, make_theme
+from studio.web.measures import Measures
+from studio.web.wall import Wall, rules_of
 
 if TYPE_CHECKING:
     from studio.services import Studio
@@ -51,6 +52,7 @@ def serve(settings: "Settings") -> None:
     from studio.services import Studio
 
     check_address(settings.host, settings.port)
+    logs.set_up(settings)
     exit_on_signals()
     studio = Studio(settings)
     try:
@@ -59,7 +61,8 @@ def serve(settings: "Settings") -> None:
             studio.worker.start()
         demo = build_page(studio)
         try:
-            launch(demo, settings, Changes(studio.watching.mark), routes(studio, _door(studio)))
+            access = _door(studio)
+            launch(demo, settings, Changes(studio.watching.mark), Measures(studio, access), routes(studio, access))
             threading.Event().wait()
         finally:
             demo.close(verbose=False)
@@ -159,11 +162,11 @@ class Changes:
             return PlainTextResponse(self._text, headers={"cache-control": "no-store"})
 
 
-def launch(demo: gr.Blocks, settings: "Settings", changes: Changes, more: Sequence[Route] = ()) -> None:
+def launch(demo: gr.Blocks, settings: "Settings", changes: Changes, measures: Measures, more: Sequence[Route] = ()) -> None:
     """Listen, and say where.
 
     Args:
-        changes: what pages ask every second. more: routes beside the page's.
+        changes: what pages ask every second. measures: what the server's keeper asks. more: routes beside the page's.
 
     Raises:
         StudioError: the server did not start.
@@ -187,8 +190,8 @@ def launch(demo: gr.Blocks, settings: "Settings", changes: Changes, more: Sequen
                 max_file_size=settings.max_upload_bytes,
                 allowed_paths=[str(settings.home / "exports")],
                 app_kwargs={
-                    "routes": [Route("/healthz", health), Route("/changes", changes.answer), *more],
-                    "middleware": [Middleware(SameOrigin)],
+                    "routes": [Route("/healthz", health), Route("/changes", changes.answer), *measures.routes(), *more],
+                    "middleware": [Middleware(Wall, rules=rules_of(settings), seen=measures.answered)],
                 },
                 theme=make_theme(),
                 css=CSS,

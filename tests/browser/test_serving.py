@@ -12,31 +12,14 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from starlette.datastructures import Headers
 
 from studio.training.config import GROUPS
-from studio.ui.origin import is_foreign
 from tests.browser.running import ROOT, choose, open_options, open_tab
 
 
 def test_health_is_said_beside_the_page(app_url: str) -> None:
     with urllib.request.urlopen(f"{app_url}/healthz") as answer:
         assert json.load(answer)["status"] == "ok"
-
-
-@pytest.mark.parametrize(
-    ("headers", "foreign"),
-    [
-        ({"host": "studio.lan:7860"}, False),
-        ({"host": "studio.lan:7860", "origin": "http://studio.lan:7860"}, False),
-        ({"host": "studio.lan:7860", "origin": "https://elsewhere.example"}, True),
-        ({"host": "studio.lan:7860", "origin": "null"}, True),
-        ({"host": "10.0.0.5", "x-forwarded-host": "studio.example", "origin": "https://studio.example"}, False),
-        ({"host": "127.0.0.1:7860", "origin": "https://studio.example"}, False),
-    ],
-)
-def test_only_the_studios_own_page_is_answered(headers: dict[str, str], foreign: bool) -> None:
-    assert is_foreign(Headers(headers)) is foreign
 
 
 def test_another_sites_page_gets_nothing(app_url: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 LAYERS = (
     ("studio.ui", "studio.__main__"),
+    ("studio.web",),
     ("studio.api",),
     ("studio.services",),
     ("studio.jobs", "studio.chat"),
@@ -25,6 +26,8 @@ HOLDERS = {
     "bitsandbytes": ("studio.bases", "studio.lora", "studio.training"),
     "tensorboardX": ("studio.training",),
     "httpx": ("studio.jobs", "studio.chat"),
+    "prometheus_client": ("studio.web",),
+    "pythonjsonlogger": ("studio.logs",),
     "spaces": ("studio.chat",),
     "fsspec": ("studio.jobs",),
     "rensa": ("studio.datasets",),

@@ -1,0 +1,1 @@
+"""What stands around the page and the API: the wall that each request passes, and what those who run a server ask it."""
