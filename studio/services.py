@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -141,10 +142,18 @@ class Studio:
         self.worker = Worker(jobs, self.supervisor, settings, cluster.slots if cluster else self.devices, room, webhook)
         self.datasets.add_samples()
 
-    def close(self) -> None:
-        """Stop the worker and the chat; a running job goes back into the queue."""
+    def stop(self) -> None:
+        """Stop the worker and the chat: running jobs go back into the queue, replies break off with a plain error. What is asked
+        meanwhile and needs neither is still answered."""
+        self.worker.stop_soon()
+        ending = threading.Thread(target=self.chat.close, name="close-chat", daemon=True)  # a base that is being loaded is loaded first
+        ending.start()
         self.worker.stop()
-        self.chat.close()
+        ending.join()
+
+    def close(self) -> None:
+        """Stop, and let go of the database."""
+        self.stop()
         self._database.close()
 
     def ensure_base(self, say: Say) -> BaseRecord:

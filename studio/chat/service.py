@@ -15,7 +15,7 @@ from studio.chat.probe import Probe, compare
 from studio.chat.sampling import Sampling
 from studio.chat.speakers import Speakers
 from studio.chat.stamp import Stamp
-from studio.chat.ticket import Finished, Ticket
+from studio.chat.ticket import CLOSED, Finished, Ticket
 from studio.chat.tokens import TokenTexts
 from studio.chat.voices import BASE_NAME, Chosen, choose
 from studio.datasets.rendering import prompt_ids
@@ -91,6 +91,7 @@ class Chat:
         self._backend: Backend | None = None
         self._base: BaseRecord | None = None
         self._put_aside: tuple[BaseRecord, str] | None = None
+        self._is_closed = False
 
     @property
     def aside(self) -> str:
@@ -144,6 +145,8 @@ class Chat:
             BaseUnavailable: it cannot be loaded, or is put aside.
         """
         with self._lock:
+            if self._is_closed:
+                raise BaseUnavailable(CLOSED)
             if self._put_aside is not None:
                 raise BaseUnavailable(
                     f"The chat's base is put aside while {self._put_aside[1]}; it comes back by itself when that is over."
@@ -256,7 +259,8 @@ class Chat:
         return chosen.voice(self.adapters.read, self.adapters.path)
 
     def close(self) -> None:
-        """End the backend."""
+        """End the backend for good: who is being answered hears a plain error, and so does whoever asks later."""
+        self._is_closed = True
         with self._lock:
             self._drop()
 

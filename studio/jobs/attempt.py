@@ -19,7 +19,7 @@ USAGE_S = 5.0
 LAST = ("done", "paused", "cancelled", "failed")  # the events that end an attempt
 # How long a wish may take before the process is stopped: a pause waits for the step in progress and its checkpoint.
 PATIENCE_S: dict[Wish, float] = {"": 0.0, CANCEL: 3.0, PAUSE: 60.0}
-STOPPING_S = 8.0  # a program that was told to end is mostly killed after ten seconds
+STOPPING_S = 3.5  # a server that is told to end has five seconds, in which its jobs go back into the queue
 log = logging.getLogger(__name__)
 
 

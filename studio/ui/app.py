@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 KEEP_FILES_S = 24 * 3600
 FRESH_S = 0.4
+STOP_S = 5.0  # whoever ends a server, such as a container's or a Space's keeper, kills it soon after
 # Gradio looks a thousand times a second for events that wait, and a hundred times for progress, of which nothing here speaks.
 QUEUE_POLL_S, PROGRESS_POLL_S = 0.02, 1.0
 LINKED = "yes"  # the link that opened the page was followed
@@ -65,6 +66,8 @@ def serve(settings: "Settings") -> None:
             launch(demo, settings, Changes(studio.watching.mark), Measures(studio, access), routes(studio, access))
             threading.Event().wait()
         finally:
+            leave_within(STOP_S)
+            studio.stop()  # first, so that the server does not wait for replies that are being written
             demo.close(verbose=False)
     finally:
         studio.close()
@@ -244,6 +247,14 @@ def exit_on_signals() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
+
+
+def leave_within(seconds: float) -> None:
+    """End the program at the latest then, whatever is not done, such as the loading of a base: jobs were given back first, and one
+    that could not be is found by the next worker."""
+    last = threading.Timer(seconds, os._exit, (0,))
+    last.daemon = True
+    last.start()
 
 
 def say(text: str) -> None:
