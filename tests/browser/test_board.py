@@ -1,5 +1,6 @@
 """The board of trainings and the page of one, on trainings that really run: live, in order, paused, failed, after a reload, elsewhere."""
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator
@@ -247,7 +248,11 @@ def wakes(url: str) -> int:
     """How often all threads of the studio at this address were woken so far."""
     port = int(url.rpartition(":")[2])
     pid = next(c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port)
-    return sum(psutil.Process(thread.id).num_ctx_switches().voluntary for thread in psutil.Process(pid).threads())
+    total = 0
+    for thread in psutil.Process(pid).threads():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a thread of the pool that ended a moment ago
+            total += psutil.Process(thread.id).num_ctx_switches().voluntary
+    return total
 
 
 @pytest.mark.parametrize("view", ["board", "job"])

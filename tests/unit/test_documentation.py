@@ -54,3 +54,16 @@ def test_commands_that_the_readme_shows_exist() -> None:
     for first, second in shown:
         command = group.commands[first]
         assert not hasattr(command, "commands") or second in command.commands
+
+
+def test_what_deploys_it_names_settings_and_files_that_exist() -> None:
+    import yaml
+
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "deploy").iterdir()}
+    named = {name for text in texts.values() for name in re.findall(r"STUDIO_([A-Z_]+)", text)}
+    assert {"HOME", "HOST", "DATABASE_URL"} <= named <= {field.upper() for field in Settings.model_fields}
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", texts["Dockerfile"], re.M) for name in line.split()]
+    assert len(copied) >= 6 and [name for name in copied if not (ROOT / name).exists()] == []
+    services = yaml.safe_load(texts["compose.yaml"])["services"]
+    assert services["studio"]["ports"] == ["127.0.0.1:${STUDIO_PORT:-7860}:7860"] and "ports" not in services["database"]
+    assert "USER studio" in texts["Dockerfile"] and "User=adapter-studio" in texts["studio.service"]

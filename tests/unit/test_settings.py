@@ -45,6 +45,8 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("database_url", "sqlite:///x.db", "sqlite:///x.db"),
         ("host", "0.0.0.0", "0.0.0.0"),
         ("port", "8000", 8000),
+        ("hosts", "a.example,b.example", "a.example,b.example"),
+        ("requests_per_minute", "0", 0),
         ("share", "true", True),
         ("worker", "0", False),
         ("base", "tiny", "tiny"),
@@ -81,6 +83,7 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("shared_url", "s3://bucket/studio", "s3://bucket/studio"),
         ("api_key", "x" * 20, SecretStr("x" * 20)),
         ("log_level", "DEBUG", "DEBUG"),
+        ("log_form", "json", "json"),
     ],
 )
 def test_each_setting_is_read_from_the_variable_of_its_name(monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: object) -> None:
