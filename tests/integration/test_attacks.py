@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -175,16 +176,17 @@ def test_a_body_that_never_comes_holds_up_nobody(url: str) -> None:
 
 
 def test_a_call_that_makes_no_sense_is_no_traceback_and_harms_nobody(url: str) -> None:
-    found = config(url)
+    found = config(url)["dependencies"]
+    tried = found if SOAK else found[::10]
     nonsense: list[Any] = ["<script>alert(1)</script>", {"path": "/etc/passwd"}, [["a"]], -1, "\x00", "' OR 1=1 --", "../../etc"]
-    for event in found["dependencies"]:
-        for value in nonsense[:2]:
-            said = call(url, event["id"], [value] * len(event["inputs"]))
-            assert "Traceback" not in said and "root:" not in said, (event["id"], said[:500])
-    assert (
-        httpx.get(f"{url}/readyz").json()["missing"] == ["The worker of the queue does not run."]
-        or httpx.get(f"{url}/readyz").status_code == 200
-    )
+
+    def try_one(event: dict[str, Any]) -> str:
+        return call(url, event["id"], [nonsense[event["id"] % len(nonsense)]] * len(event["inputs"]))
+
+    with ThreadPoolExecutor(8) as pool:
+        for event, said in zip(tried, pool.map(try_one, tried), strict=True):
+            assert said and "Traceback" not in said and "root:" not in said, (event["id"], said[:500])
+    assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "missing": []}
     assert json.loads(httpx.get(f"{url}/v1/models").text)["object"] == "list"
 
 
