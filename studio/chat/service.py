@@ -13,12 +13,13 @@ from studio.chat.backend import Backend, Load
 from studio.chat.bank import Voice
 from studio.chat.probe import Probe, compare
 from studio.chat.sampling import Sampling
+from studio.chat.scoring import Scoring
 from studio.chat.speakers import Speakers
 from studio.chat.stamp import Stamp
 from studio.chat.ticket import Finished, Ticket
 from studio.chat.tokens import TokenTexts
 from studio.chat.voices import BASE_NAME, Chosen, choose
-from studio.datasets.rendering import prompt_ids
+from studio.datasets.rendering import Example, prompt_ids
 from studio.errors import BaseUnavailable, DatabaseUnavailable, InvalidInput, StudioError
 
 log = logging.getLogger(__name__)
@@ -209,6 +210,19 @@ class Chat:
         drawn = [sampling if seed is None else replace(sampling, seed=(seed + place) % 2**63) for place in range(count)]
         texts = TokenTexts(backend.tokenizer)
         return [Stream(backend.submit(token_ids, one, voice, user), chosen, base, texts) for one in drawn]
+
+    def score(self, rows: Sequence[Example], adapter: str, base: BaseRecord) -> Scoring:
+        """Start to compute the losses of rows under a voice, between the answers to those who chat.
+
+        Raises:
+            NotFound. IncompatibleAdapter. ContextTooLong: a row does not fit. InvalidInput: the backend cannot.
+        """
+        chosen = self.choose(adapter, base)
+        return self.make_resident(base).score(rows, self._voice(chosen))
+
+    def tokenizer(self, base: BaseRecord) -> Any:
+        """A base's own, which makes it resident. Raises BaseUnavailable."""
+        return self.make_resident(base).tokenizer
 
     def choose(self, adapter: str, base: BaseRecord) -> Chosen:
         """Who is to speak on a base.
