@@ -17,6 +17,7 @@ from storage import files, repositories
 from storage.api_keys import ApiKeys
 from storage.catalog import Catalog
 from storage.database import Database
+from storage.evaluations import Evaluations as EvaluationRecords
 from storage.jobs import Jobs
 from storage.outbox import Outbox
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecord, JobRecord
@@ -53,6 +54,7 @@ from studio.datasets.library import DatasetLibrary
 from studio.datasets.pasted import pasted_file
 from studio.datasets.reading import Limits
 from studio.errors import BaseUnavailable, DatabaseUnavailable, InvalidInput, NotFound
+from studio.evaluation.service import Evaluations
 from studio.foresight import Foresight
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.cluster import RayCluster
@@ -133,6 +135,8 @@ class Studio:
         self.speakers = Speakers(self.adapters, self.bases, self.queue)
         self.pins = Pins(repositories.Pins(self._database), self.adapters, settings.slots, lambda: self.chat.keep_ready())
         self.chat = Chat(self.bases, self.speakers, backend_of(settings), self.pins.of)
+        beside = max(1, settings.max_batch // 2)  # evaluations leave half of the batch to those who chat
+        self.evaluations = Evaluations(EvaluationRecords(self._database), self.chat, self.datasets, self.base_of, beside)
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self.foresight.needs_mb, _free_mb, settings.sharing)
@@ -144,6 +148,7 @@ class Studio:
     def close(self) -> None:
         """Stop the worker and the chat; a running job goes back into the queue."""
         self.worker.stop()
+        self.evaluations.close()
         self.chat.close()
         self._database.close()
 

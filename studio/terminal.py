@@ -24,7 +24,7 @@ def opened() -> Iterator["Studio"]:
 
     settings = load_settings()
     logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpx2", "alembic", "datasets"):
+    for noisy in ("httpx", "httpx2", "alembic", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     studio = Studio(settings)
     try:

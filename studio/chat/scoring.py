@@ -137,21 +137,19 @@ class Scorer:
         if one.is_cancelled:
             self._finish(one, Interrupted(STOPPED))
             return False
-        if one.lease is not None:
-            return True
-        if self.is_begun:
-            return False
+        if one.lease is None and not self.is_begun:
+            self._lend(one)
+        return one.lease is not None
+
+    def _lend(self, one: Scoring) -> None:
+        """Slots, where all that it needs is in memory and there are any."""
         try:
-            if not self._is_ready(one):
-                return False
-            one.lease = self.bank.acquire(one.voice)
+            if self._is_ready(one):
+                one.lease = self.bank.acquire(one.voice)
         except BankFull:
             self._refused = self._refused or one
-            return False
         except Exception as error:  # noqa: BLE001 - the border of one request
             self._finish(one, error)
-            return False
-        return True
 
     def _finish(self, one: Scoring, error: BaseException | None = None) -> None:
         if one.lease is not None:

@@ -220,10 +220,6 @@ class Chat:
         chosen = self.choose(adapter, base)
         return self.make_resident(base).score(rows, self._voice(chosen))
 
-    def tokenizer(self, base: BaseRecord) -> Any:
-        """A base's own, which makes it resident. Raises BaseUnavailable."""
-        return self.make_resident(base).tokenizer
-
     def choose(self, adapter: str, base: BaseRecord) -> Chosen:
         """Who is to speak on a base.
 
