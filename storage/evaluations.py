@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Update, delete, func, insert, select, update
+from sqlalchemy import Update, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from storage.database import Database
@@ -131,14 +131,6 @@ class Evaluations:
         """Delete it with its rows and answers, if it is there."""
         with self.database.write() as session:
             session.execute(delete(EvaluationRow).where(EvaluationRow.id == evaluation_id))
-
-    def mark(self) -> str:
-        """A text that is another one after an answer, a start or an end."""
-        with self.database.read() as session:
-            count, beat, last = session.execute(
-                select(func.count(), func.max(EvaluationRow.beat_at), func.max(EvaluationRow.finished_at)).select_from(EvaluationRow)
-            ).one()
-        return f"{count} {beat} {last}"
 
 
 def _owned(evaluation_id: str, owner: str) -> Update:
