@@ -33,7 +33,7 @@ class Evaluations:
         with self.database.write() as session:
             session.add(EvaluationRow(**asdict(record)))
             session.flush()
-            session.execute(insert(EvaluationVoiceRow), [asdict(voice) for voice in voices])
+            session.add_all(EvaluationVoiceRow(**asdict(voice)) for voice in voices)
             for start in range(0, len(cases), INSERTED):
                 session.execute(insert(EvaluationCaseRow), [asdict(case) for case in cases[start : start + INSERTED]])
         return record

@@ -109,10 +109,7 @@ class Scorer:
         self._refused = None
         ready = next((one for one in list(self.waiting) if self._admit(one)), None)
         if ready is None:
-            if self._refused is None or others_wait:
-                return False
-            self._finish(self._refused, StudioError(PINNED))  # nobody has slots who would give them back
-            return True
+            return not others_wait and self._give_up()
         try:
             self._compute(ready, PIECE if others_wait else PASS)
         except Exception as error:  # noqa: BLE001 - the border of one request
@@ -150,6 +147,13 @@ class Scorer:
             self._refused = self._refused or one
         except Exception as error:  # noqa: BLE001 - the border of one request
             self._finish(one, error)
+
+    def _give_up(self) -> bool:
+        """End what finds no slot while nobody has any that would come back; whether there was such a thing."""
+        refused = self._refused
+        if refused is not None:
+            self._finish(refused, StudioError(PINNED))
+        return refused is not None
 
     def _finish(self, one: Scoring, error: BaseException | None = None) -> None:
         if one.lease is not None:
@@ -224,7 +228,7 @@ class Scorer:
         logits = self.runner.forward(ids, kv, torch.tensor(places, device=device))  # (n, V)
         wanted = torch.tensor(labels, device=device)
         nats, hits = [], []
-        for rows, chosen in zip(logits.split(CHUNK), wanted.split(CHUNK), strict=True):
+        for rows, chosen in zip(torch.split(logits, CHUNK), torch.split(wanted, CHUNK), strict=True):
             nats.append(F.cross_entropy(rows.float(), chosen, reduction="none").double())
             hits.append(rows.argmax(-1) == chosen)
         found = torch.cat(nats).cpu()

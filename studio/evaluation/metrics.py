@@ -101,6 +101,6 @@ def _rouge_scorer() -> Any:
 
 @lru_cache(1)
 def _chrf_scorer() -> Any:
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
     return CHRF()

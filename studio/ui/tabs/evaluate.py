@@ -55,9 +55,9 @@ def build() -> EvaluateTab:
         )
         message = html(elem_id="evaluate-message")
         with gr.Row(elem_classes="as-columns"):
-            with gr.Column(scale=5, min_width=300, elem_classes="as-panel"):
+            with gr.Column(scale=4, min_width=300, elem_classes="as-panel"):
                 form = _build_form()
-            with gr.Column(scale=7, min_width=300):
+            with gr.Column(scale=8, min_width=300):
                 one = fragment(elem_id="evaluate-one")
         chosen, drawn = kept("evaluate-chosen"), gr.State({})
     return EvaluateTab(tab=tab, message=message, one=one, chosen=chosen, drawn=drawn, **form)
