@@ -1,27 +1,25 @@
 """The Evaluate tab: a run from its start to its results, seen again after the page was closed, and deleted."""
 
 import json
+import re
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.running import open_tab, upload
+from tests.browser.running import choose, open_tab
+from tests.browser.test_datasets import add
 
 
 def test_voices_are_held_to_rows_and_the_results_stay(page: Page, tiny_url: str, tmp_path: Path) -> None:
     rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(12)]
-    path = tmp_path / "sums <b>of</b> it.jsonl"
+    path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    open_tab(page, tiny_url, "Datasets")
-    upload(page, path)
-    page.locator("#dataset-add").click()
-    expect(page.locator("#dataset-library")).to_contain_text("sums")
+    add(page, tiny_url, path, "sums <b>of</b> it")
     open_tab(page, tiny_url, "Evaluate")
     expect(page.locator("#evaluate-voices")).to_contain_text("Base model")
-    page.locator("#evaluate-dataset input").click()
-    page.get_by_role("option", name="sums").click()
+    choose(page, "evaluate-dataset", "sums <b>of</b> it")
     page.locator("#evaluate-rows input").fill("6")
-    expect(page.locator("#evaluate-command textarea")).to_have_value("--rows 6")
+    expect(page.locator("#evaluate-command textarea")).to_have_value(re.compile("--dataset 'sums <b>of</b> it' --adapter base --rows 6$"))
     page.locator("#evaluate-start").click()
     one = page.locator("#evaluate-one")
     expect(one.locator(".as-evaluation .as-about").first).to_contain_text("done", timeout=90_000)

@@ -102,7 +102,7 @@ def test_the_table_marks_the_best_and_escapes_names() -> None:
     drawn = show.one(result(chrf=41.0), [], 0, now=2.0)
     assert "<b>birds" not in drawn and "<i>wizard" not in drawn and "&lt;i&gt;wizard" in drawn
     best = [cell.split("</strong>")[0].rpartition(">")[2] for cell in drawn.split("<strong")[1:]]
-    assert best == ["2.0000", "50.0%"]  # nobody is better than nobody: chrF has one number
+    assert best == ["50.0%", "2.0000"]  # nobody is better than nobody: chrF has one number
     assert "1 error" in drawn and 'aria-label="Loss by voice: base 3.0000, &lt;i&gt;wizard 2.0000"' in drawn
     assert "Go on with it" not in drawn and "Stop" not in drawn
 
