@@ -1,6 +1,7 @@
 """`python -m studio evaluate` and `evaluation …`: one thin function a command."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,6 +43,21 @@ def evaluation_resume(evaluation: str, as_json: Json = False) -> None:
     """Go on with an evaluation that was interrupted or stopped."""
     with opened() as studio:
         _finish(studio, evaluation, as_json)
+
+
+@evaluation_app.command("lm-eval")
+def evaluation_lm_eval(
+    tasks: Annotated[str, typer.Argument(help="Tasks of lm-eval, with commas, such as hellaswag,gsm8k.")],
+    adapter: Annotated[list[str], typer.Option(help="As of evaluate; give it again for each.")],
+    rows: Annotated[int, typer.Option(help="At most so many examples of each task; 0 for all.")] = 0,
+    tasks_from: Annotated[Path | None, typer.Option(help="Folder with tasks of your own, as YAML.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run tasks of lm-eval, which you install yourself: pip install lm-eval."""
+    with opened() as studio:
+        named = [task.strip() for task in tasks.split(",") if task.strip()]
+        found = studio.evaluations.run_lm_eval(named, adapter, rows, tasks_from)
+        show(as_value(found), as_json, table(found))
 
 
 @evaluation_app.command("list")
@@ -98,21 +114,15 @@ def as_value(found: "Result") -> dict[str, Any]:
 
 def table(found: "Result") -> str:
     """The results as lines for people."""
-    from studio.evaluation.plan import METRICS
+    from studio.evaluation.plan import ordered
 
-    lines = [f"{found.record.dataset_name}: {found.record.state}, {found.done} of {found.of} rows. {found.record.reason}".rstrip()]
+    far = f", {found.done} of {found.of} rows" if found.of else ""
+    lines = [f"{found.record.dataset_name}: {found.record.state}{far}. {found.record.reason}".rstrip()]
     for voice in found.voices:
-        told = [f"{METRICS[key].title} {METRICS[key].form.format(value)}" for key, value in sorted_values(voice.values)]
+        told = [f"{metric.title} {metric.form.format(voice.values[metric.key])}" for metric in ordered(voice.values)]
         errors = [f"{voice.errors} rows with an error"] if voice.errors else []
         lines.append(f"{voice.label}: {', '.join([*told, *errors]) or 'nothing yet'}")
     return "\n".join(lines)
-
-
-def sorted_values(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Metrics in the order in which they are told."""
-    from studio.evaluation.plan import METRICS
-
-    return [(key, values[key]) for key in METRICS if key in values]
 
 
 class _Steps:

@@ -79,6 +79,18 @@ class Plan:
         return [key for family in FAMILIES if family in self.metrics for key in FAMILIES[family]]
 
 
+def metric_of(key: str) -> Metric:
+    """A metric by its key; one that another program measured is called as that calls it."""
+    known = METRICS.get(key)
+    return known or Metric(key, key, "measured by lm-eval", "{:.4f}", is_loss="perplexity" in key or "bits_per_byte" in key)
+
+
+def ordered(keys: Iterable[str]) -> list[Metric]:
+    """Metrics in the order in which they are told: ours, then others by name."""
+    found = set(keys)
+    return [metric_of(key) for key in (*(key for key in METRICS if key in found), *sorted(found - set(METRICS)))]
+
+
 def parse_metrics(words: Iterable[str]) -> tuple[str, ...]:
     """The families that people named; all where they named none.
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import psutil
 
@@ -33,6 +34,7 @@ from studio.datasets.library import DatasetLibrary
 from studio.datasets.store import RowStore
 from studio.errors import Interrupted, InvalidInput, NotFound, StudioError
 from studio.evaluation.cases import asked, chosen_rows, held_out_rows
+from studio.evaluation.lm_eval import run_tasks
 from studio.evaluation.plan import Plan, checked
 from studio.evaluation.running import Parts, Run, Tell
 
@@ -131,6 +133,31 @@ class Evaluations:
             self.stop(record.id)
             raise
         return self.get(record.id)
+
+    def run_lm_eval(self, tasks: Sequence[str], voices: Sequence[str], limit: int = 0, folder: Path | None = None) -> Result:
+        """Run tasks of lm-eval, one voice after the other, and keep what came of them. Nothing is kept of a run that breaks off.
+
+        Args:
+            limit: examples of each task; 0 for all. folder: with tasks of one's own.
+
+        Raises:
+            InvalidInput: lm-eval is not installed or knows no such task; and as `add`.
+        """
+        checked(Plan(rows=limit), voices)
+        if not tasks:
+            raise InvalidInput("No task is named; name some of lm-eval's, with commas.")
+        chosen, base = self._chosen(voices)
+        evaluation_id, began = files.new_id(), time.time()
+        reached = []
+        for place, one in enumerate(chosen):
+            values = run_tasks(self.chat, base, _name(one), tasks, limit, folder)
+            reached.append(EvaluationVoiceRecord(evaluation_id, place, _name(one), one.label, one.adapter_id, one.sha256, values=values))
+        plan = {"lm_eval": list(tasks), "rows": limit}
+        named = f"lm-eval: {', '.join(tasks)}"
+        record = EvaluationRecord(
+            evaluation_id, DONE, "", named, "", base.id, base.name, plan, 0, began, beat_at=time.time(), finished_at=time.time()
+        )  # fmt: skip
+        return Result(self.records.add(record, reached, []), reached)
 
     def stop(self, evaluation_id: str) -> None:
         """Whoever runs it stops soon; what is done stands. Raises NotFound."""

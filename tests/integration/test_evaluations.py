@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,19 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from storage.evaluations import DONE, INTERRUPTED, STOPPED
-from studio.datasets.rendering import render
+from studio.datasets.rendering import render, render_all
 from studio.errors import InvalidInput, NotFound
+from studio.evaluation.cases import held_out_rows
 from studio.evaluation.metrics import chrf, exact_match, rouge, token_f1
 from studio.evaluation.plan import Plan
 from studio.services import Studio
+from studio.training.config import make_config
+from studio.training.loop import Trainer
 from tests.commands import Shell
 from tests.conftest import ROOT
 from tests.serving import add_adapters
+from tests.tiny import make_model
+from tests.trainers import Events
 
 QUESTIONS = ["Hello", "What is the time?", "Why?", "Describe the sea to a child", "Who are you?", "Tell me a joke."]
 LOSS = Plan(metrics=("loss",))
@@ -94,6 +100,23 @@ def test_some_rows_are_drawn_by_the_seed(filled: Studio) -> None:
 
     assert rows(1) == rows(1) == sorted(rows(1)) and len(rows(1)) == 3
     assert len({tuple(rows(seed)) for seed in range(6)}) > 1
+
+
+def test_held_out_rows_are_those_that_the_trainer_keeps(studio: Studio) -> None:
+    add_rows(studio, 30, long=True)
+    add_adapters(studio)
+    dataset, tokenizer = studio.datasets.get("talk"), studio.chat.make_resident(studio.default_base()).tokenizer
+    config = make_config("quick", {"held_out": 0.3, "seed": 5, "max_length": 200, "over_length": "drop", "quantization": "fp32"})
+    record = replace(studio.adapters.get("wizard"), dataset_hash=dataset.content_hash, config=config.model_dump())
+    rendered = render_all(tokenizer, studio.datasets.store(dataset).conversations(), config.max_length, config.over_length)
+    assert rendered.dropped == 1  # or numbers of rows and of examples would be the same
+    wanted = Trainer(make_model(vocab=len(tokenizer)), rendered.examples, config, Events()).held
+    found = held_out_rows(studio.datasets.store(dataset), dataset, [record], tokenizer)
+    ours = [render(tokenizer, studio.datasets.store(dataset).page(row, 1)[0].conversation) for row in found]
+    assert [row.token_ids for row in ours] == [row.token_ids for row in wanted] and len(found) == 9
+    with pytest.raises(InvalidInput, match="held out different rows"):
+        other = replace(record, name="other", config={**record.config, "seed": 6})
+        held_out_rows(studio.datasets.store(dataset), dataset, [record, other], tokenizer)
 
 
 def test_a_row_that_is_too_long_is_told_and_the_others_count(studio: Studio) -> None:

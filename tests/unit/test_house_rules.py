@@ -33,6 +33,7 @@ HOLDERS = {
     "phonenumbers": ("studio.datasets",),
     "rouge_score": ("studio.evaluation",),
     "sacrebleu": ("studio.evaluation",),
+    "lm_eval": ("studio.evaluation",),
 }
 
 

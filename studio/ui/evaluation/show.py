@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape as esc
 from typing import TYPE_CHECKING, Any
 
-from studio.evaluation.plan import METRICS, Metric
+from studio.evaluation.plan import METRICS, Metric, ordered
 from studio.ui.present import button, count, dots, empty_card, glyph, hue, time_tag
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def one(found: "Result", read: "Read", offset: int, now: float | None = None) ->
     about = [
         STATES[record.state],
         esc(record.base_name),
-        count(record.rows, "row"),
+        count(record.rows, "row") if record.rows else "",
         count(len(found.voices), "voice"),
         time_tag(record.created_at, now),
     ]
@@ -63,7 +63,7 @@ def speaker(voice: "EvaluationVoiceRecord") -> str:
 
 def measured(voices: "Sequence[EvaluationVoiceRecord]") -> list[Metric]:
     """What there is anything of, in the order of the metrics."""
-    return [metric for key, metric in METRICS.items() if any(_number(voice.values.get(key)) is not None for voice in voices)]
+    return ordered(key for voice in voices for key, value in voice.values.items() if _number(value) is not None)
 
 
 def best(metric: Metric, voices: "Sequence[EvaluationVoiceRecord]") -> float | None:
