@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page  # noqa: E402
 
 from tests.browser.running import REPLY_MS, choose, open_tab, running_app, running_browser  # noqa: E402
 
-TABS = ("Datasets", "Train", "Adapters", "Chat")
+TABS = ("Datasets", "Train", "Adapters", "Evaluate", "Chat")
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 README_PROMPT = "What should I cook tonight?"
 SETTLE_MS = 1500

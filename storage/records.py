@@ -246,3 +246,68 @@ class PromptRecord:
     name: str
     text: str
     created_at: float
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """Voices that are held to the same rows of a dataset. `state` is running, done, stopped, interrupted or failed, `rows` how many
+    rows there are for each voice. `owner` is who runs it, `beat_at` when that was last seen to live."""
+
+    id: str
+    state: str
+    dataset_id: str
+    dataset_name: str
+    dataset_hash: str
+    base_id: str
+    base_name: str
+    plan: dict[str, Any]
+    rows: int
+    created_at: float
+    owner: str = ""
+    beat_at: float = 0.0
+    finished_at: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationVoiceRecord:
+    """What one voice reached: `values` by metric, over `rows` rows, `errors` of which ended in an error.
+
+    `name` finds this very voice again; `adapter_id` is empty for the base and for blends.
+    """
+
+    evaluation_id: str
+    place: int
+    name: str
+    label: str
+    adapter_id: str
+    sha256: str
+    rows: int = 0
+    errors: int = 0
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationCaseRecord:
+    """A row of the dataset that all voices of an evaluation are held to."""
+
+    evaluation_id: str
+    number: int
+    row: int
+    prompt: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class EvaluationAnswerRecord:
+    """What one voice made of one row: nats over its trained tokens, its answer with its scores by metric, or an error."""
+
+    evaluation_id: str
+    number: int
+    place: int
+    nats: float | None = None
+    tokens: int = 0
+    hits: int = 0
+    answer: str = ""
+    scores: dict[str, Any] = field(default_factory=dict)
+    error: str = ""

@@ -317,3 +317,73 @@ class ApiKeyRow(Table):
     created_at: Mapped[float] = mapped_column(Float)
     last_used_at: Mapped[float | None] = mapped_column(Float)
     revoked_at: Mapped[float | None] = mapped_column(Float)
+
+
+class EvaluationRow(Table):
+    """Voices that are held to the same rows of a dataset. Nothing here is a foreign key: it stays readable when those are gone."""
+
+    __tablename__ = "evaluation"
+    __table_args__ = (Index("evaluation_by_age", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    state: Mapped[str] = mapped_column(String(20))
+    dataset_id: Mapped[str] = mapped_column(String(32))
+    dataset_name: Mapped[str] = mapped_column(String(300, cut=True))
+    dataset_hash: Mapped[str] = mapped_column(String(64))
+    base_id: Mapped[str] = mapped_column(String(32))
+    base_name: Mapped[str] = mapped_column(String(200, cut=True))
+    # What was asked for, in the fields of `studio.evaluation.plan.Plan`.
+    plan: Mapped[dict[str, Any]]
+    rows: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float] = mapped_column(Float)
+    # Who runs it, and when that was last seen to live.
+    owner: Mapped[str] = mapped_column(String(100), default="")
+    beat_at: Mapped[float] = mapped_column(Float, default=0.0)
+    finished_at: Mapped[float | None] = mapped_column(Float)
+    reason: Mapped[str] = mapped_column(String(1000, cut=True), default="")
+
+
+class EvaluationVoiceRow(Table):
+    """What one voice reached."""
+
+    __tablename__ = "evaluation_voice"
+    __table_args__ = (Index("evaluation_by_adapter", "adapter_id"),)
+
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluation.id", ondelete="CASCADE"), primary_key=True)
+    place: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(2000))
+    label: Mapped[str] = mapped_column(String(1000, cut=True))
+    adapter_id: Mapped[str] = mapped_column(String(32))
+    sha256: Mapped[str] = mapped_column(String(64))
+    rows: Mapped[int] = mapped_column(Integer, default=0)
+    errors: Mapped[int] = mapped_column(Integer, default=0)
+    values: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class EvaluationCaseRow(Table):
+    """A row of the dataset that all voices are held to."""
+
+    __tablename__ = "evaluation_case"
+
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluation.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    row: Mapped[int] = mapped_column(Long)
+    prompt: Mapped[str] = mapped_column(String(None))
+    reference: Mapped[str] = mapped_column(String(None))
+
+
+class EvaluationAnswerRow(Table):
+    """What one voice made of one row."""
+
+    __tablename__ = "evaluation_answer"
+
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluation.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    place: Mapped[int] = mapped_column(Integer, primary_key=True)
+    # Nats over the trained tokens, and of how many of these the likeliest token was right; None where the loss was not asked.
+    nats: Mapped[float | None] = mapped_column(Float)
+    tokens: Mapped[int] = mapped_column(Integer, default=0)
+    hits: Mapped[int] = mapped_column(Integer, default=0)
+    answer: Mapped[str] = mapped_column(String(None), default="")
+    scores: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    error: Mapped[str] = mapped_column(String(1000, cut=True), default="")

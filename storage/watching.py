@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 from storage.database import Database
 from storage.records import AdapterRecord
 from storage.repositories import to_record
-from storage.tables import IS_HELD, IS_OVER, IS_READY, AdapterRow, EventRow, JobRow, QueueRow
+from storage.tables import IS_HELD, IS_OVER, IS_READY, AdapterRow, EvaluationRow, EventRow, JobRow, QueueRow
 
 MARKED = 500  # of the jobs that wait, so many are looked at one by one: as many as a page shows
+EVALUATION_PACE_S = 2.0
 PROBES = 120  # of a job's events, so many are looked at for a small curve
 
 Point = tuple[int, float]  # (step, loss)
@@ -46,6 +47,10 @@ class Watching:
             seen += session.execute(waits.where(literal_column(IS_READY)).order_by(*order).limit(MARKED)).all()
             seen += session.execute(select(QueueRow.held, QueueRow.reason, QueueRow.stop_after, QueueRow.failures)).all()
             seen.append(session.scalar(select(func.count()).select_from(AdapterRow)))
+            beat, ended, evaluations = session.execute(
+                select(func.max(EvaluationRow.beat_at), func.max(EvaluationRow.finished_at), func.count()).select_from(EvaluationRow)
+            ).one()
+            seen += [(beat or 0) // EVALUATION_PACE_S, ended, evaluations]  # each of its rows is a change, and a redrawing of the page
         return f"{hash(tuple(map(str, seen))) & 0xFFFF_FFFF_FFFF:x}"
 
     def tally(self) -> Tally:

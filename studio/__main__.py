@@ -14,6 +14,7 @@ from studio.adapter_commands import adapter_app
 from studio.catalog_commands import catalog_app
 from studio.dataset_commands import dataset_app
 from studio.errors import StudioError
+from studio.evaluation_commands import evaluate, evaluation_app
 from studio.export_commands import add_commands as add_export_commands
 from studio.job_commands import job_app, print_event, queue_app, train
 from studio.key_commands import key_app
@@ -32,6 +33,8 @@ app.add_typer(queue_app, name="queue", help="The queue as a whole: show, hold, r
 adapter_app.add_typer(catalog_app)
 add_export_commands(adapter_app)
 app.add_typer(adapter_app, name="adapter", help="Adapters: find, look into, label, import, make, compare, export, push, rm.")
+app.command()(evaluate)
+app.add_typer(evaluation_app, name="evaluation", help="Evaluations: list, show, resume, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")

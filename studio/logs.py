@@ -9,7 +9,7 @@ from studio.settings import Settings
 FORM = "%(levelname)s %(name)s: %(message)s"
 FIELDS = "%(asctime)s %(levelname)s %(name)s %(message)s"
 BLOT = "[secret]"
-NOISY = ("httpx", "httpx2", "alembic", "datasets")
+NOISY = ("httpx", "httpx2", "alembic", "datasets", "absl")
 
 
 class Blotting(logging.Formatter):

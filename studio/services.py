@@ -18,6 +18,7 @@ from storage import files, repositories
 from storage.api_keys import ApiKeys
 from storage.catalog import Catalog
 from storage.database import Database
+from storage.evaluations import Evaluations as EvaluationRecords
 from storage.jobs import Jobs
 from storage.outbox import Outbox
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecord, JobRecord
@@ -54,6 +55,7 @@ from studio.datasets.library import DatasetLibrary
 from studio.datasets.pasted import pasted_file
 from studio.datasets.reading import Limits
 from studio.errors import BaseUnavailable, DatabaseUnavailable, InvalidInput, NotFound
+from studio.evaluation.service import Evaluations
 from studio.foresight import Foresight
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.cluster import RayCluster
@@ -134,6 +136,8 @@ class Studio:
         self.speakers = Speakers(self.adapters, self.bases, self.queue)
         self.pins = Pins(repositories.Pins(self._database), self.adapters, settings.slots, lambda: self.chat.keep_ready())
         self.chat = Chat(self.bases, self.speakers, backend_of(settings), self.pins.of)
+        beside = max(1, settings.max_batch // 2)  # evaluations leave half of the batch to those who chat
+        self.evaluations = Evaluations(EvaluationRecords(self._database), self.chat, self.datasets, self.base_of, beside)
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self.foresight.needs_mb, _free_mb, settings.sharing)
@@ -146,7 +150,7 @@ class Studio:
         """Stop the worker and the chat: running jobs go back into the queue, replies break off with a plain error. What is asked
         meanwhile and needs neither is still answered."""
         self.worker.stop_soon()
-        ending = threading.Thread(target=self.chat.close, name="close-chat", daemon=True)  # a base that is being loaded is loaded first
+        ending = threading.Thread(target=self._stop_speaking, name="stop-speaking", daemon=True)  # while jobs keep their checkpoints
         ending.start()
         self.worker.stop()
         ending.join()
@@ -155,6 +159,10 @@ class Studio:
         """Stop, and let go of the database."""
         self.stop()
         self._database.close()
+
+    def _stop_speaking(self) -> None:
+        self.evaluations.close()  # before the chat, whose end would be the failure of their rows
+        self.chat.close()
 
     def ensure_base(self, say: Say) -> BaseRecord:
         """The base of the settings, fetched where it is missing.

@@ -5,7 +5,7 @@ vllm        a vLLM server, over HTTP (`vllm.py`)
 stateless   a process for each answer, as ZeroGPU wants it (`stateless.py`)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,9 @@ from studio.chat.bank import BASE, Voice
 from studio.chat.engine import Capacity, Engine
 from studio.chat.host import AdapterSource
 from studio.chat.sampling import Sampling
+from studio.chat.scoring import Scoring
 from studio.chat.ticket import Ticket
+from studio.datasets.rendering import Example
 from studio.settings import Settings
 
 
@@ -53,6 +55,13 @@ class Backend(Protocol):
         Raises:
             ContextTooLong: prompt and reply do not fit the context. InvalidInput: this backend cannot do what is asked.
             BaseUnavailable: it is closed.
+        """
+
+    def score(self, rows: Sequence[Example], voice: Voice = BASE) -> Scoring:
+        """Queue rows whose losses are asked for.
+
+        Raises:
+            ContextTooLong: a row does not fit the context. InvalidInput: this backend cannot. BaseUnavailable: it is closed.
         """
 
     def pin(self, sha256s: set[str]) -> None:

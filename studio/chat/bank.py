@@ -19,6 +19,8 @@ from studio.errors import IncompatibleAdapter
 from studio.lora.files import PrefixWeights
 from studio.lora.serving import AdaptedInput, Routing, Share, rank_class
 
+PINNED = "Every slot for adapters is pinned; unpin one, or raise STUDIO_SLOTS, or STUDIO_SLOTS_MB where they take too much memory."
+
 
 class BankFull(Exception):
     """Every slot is in use by a running request; the caller waits until one ends."""

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.chat.bank import BASE, Bank, BankFull, Part, Voice
+from studio.chat.bank import BASE, PINNED, Bank, BankFull, Part, Voice
 from studio.chat.graphs import with_graphs
 from studio.chat.host import AdapterSource, HostTier
 from studio.chat.kv import Kept, KvBatch, KvStore
@@ -26,14 +26,15 @@ from studio.chat.prefill import NOT_FINITE, PIECE, Prefill
 from studio.chat.row import Row
 from studio.chat.runner import Runner, make_runner
 from studio.chat.sampling import Sampling, logprobs_of, make_generator, next_tokens
+from studio.chat.scoring import Scorer, Scoring, check_rows
 from studio.chat.speech import Speech
 from studio.chat.ticket import CLOSED, Finished, Ticket, check_length
 from studio.chat.waiting import in_turn
+from studio.datasets.rendering import Example
 from studio.errors import BaseUnavailable, StudioError
 from studio.lora.serving import Routing
 
 log = logging.getLogger(__name__)
-PINNED = "Every slot for adapters is pinned; unpin one, or raise STUDIO_SLOTS, or STUDIO_SLOTS_MB where they take too much memory."
 PATIENCE_S = 2.0  # for so long others may pass a request for which there is no slot
 MB = 2**20
 
@@ -79,7 +80,7 @@ class Engine:
 
     def __init__(self, load: Callable[[], tuple[Any, Any]], capacity: Capacity) -> None:
         self._load, self.capacity = load, capacity
-        self._inbox: queue.SimpleQueue[Ticket | Future[Any] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Ticket | Scoring | Future[Any] | None] = queue.SimpleQueue()
         self._waiting: list[Ticket] = []
         self._rows: list[Row] = []
         self._kv = KvBatch()
@@ -108,10 +109,22 @@ class Engine:
         self._put(ticket)
         return ticket
 
+    def score(self, rows: Sequence[Example], voice: Voice = BASE) -> Scoring:
+        """Queue rows whose losses are asked for; they are computed between the steps of those who chat.
+
+        Raises:
+            ContextTooLong: a row does not fit the base's context. BaseUnavailable: the engine is closed.
+        """
+        check_rows(rows, self.context)
+        scoring = Scoring(rows, voice, _wake=self._wake)
+        self._is_ready(scoring)
+        self._put(scoring)
+        return scoring
+
     @property
     def busy(self) -> bool:
         """Whether somebody is being answered or waits for it."""
-        return bool(self._rows or self._prefill.rows or self._waiting) or not self._inbox.empty()
+        return bool(self._rows or self._prefill.rows or self._waiting or self._scorer.waiting) or not self._inbox.empty()
 
     def checksum(self) -> str:
         """SHA-256 over the base's weights as they lie in memory, taken between two steps."""
@@ -155,7 +168,7 @@ class Engine:
     def _wake(self) -> None:
         self._inbox.put(None)
 
-    def _put(self, message: "Ticket | Future[Any]") -> None:
+    def _put(self, message: "Ticket | Scoring | Future[Any]") -> None:
         with self._door:
             if self._closed:
                 raise BaseUnavailable(CLOSED)
@@ -180,18 +193,26 @@ class Engine:
                     self._compute_prompts()
                 if self._rows:
                     self._step()
+                is_busy = self._score_some(is_busy)
         finally:
             self._abandon()
+
+    def _score_some(self, others_wait: bool) -> bool:
+        """A pass over rows whose losses are asked for; whether there is anything to do but wait for a message."""
+        if not self._scorer.waiting:
+            return others_wait
+        return self._scorer.step(others_wait) or others_wait
 
     def _abandon(self) -> None:
         """Tell everybody who still waits that nothing more will come."""
         with self._door:
             self._closed = True
+        self._scorer.close()
         left: list[Any] = [row.ticket for row in self._rows + self._prefill.rows] + self._waiting
         while not self._inbox.empty():
             left.append(self._inbox.get())
         for message in left:
-            if isinstance(message, Ticket):
+            if isinstance(message, Ticket | Scoring):
                 message.end(BaseUnavailable(CLOSED))
             elif message is not None:
                 message.set_exception(BaseUnavailable(CLOSED))
@@ -209,6 +230,7 @@ class Engine:
         self.host = HostTier(self.capacity.host_mb * MB, dtype, self._wake)
         self.bank = Bank(self.runner, routing, self.capacity.slots, self.capacity.slots_mb * MB, self.host)
         self._prefill = Prefill(self.runner, self.bank, self.kept)
+        self._scorer = Scorer(self.runner, self.bank, self._is_ready)
 
     def _receive(self, is_idle: bool) -> None:
         """Take what came in; wait for it where there is nothing else to do."""
@@ -217,6 +239,8 @@ class Engine:
             is_idle = False
             if isinstance(message, Ticket):
                 self._waiting.append(message)
+            elif isinstance(message, Scoring):
+                self._scorer.waiting.append(message)
             elif message is not None:
                 try:
                     message.set_result(message.work())  # type: ignore[attr-defined]
@@ -249,7 +273,7 @@ class Engine:
         try:
             lease = self.bank.acquire(ticket.voice)
         except BankFull:
-            if not self._rows and not self._prefill.rows:
+            if not self._rows and not self._prefill.rows and not self._scorer.is_begun:
                 raise StudioError(PINNED) from None
             return False
         self._waiting.remove(ticket)
@@ -258,7 +282,7 @@ class Engine:
         self._prefill.rows.append(Row(ticket, lease, swap_ms, make_generator(ticket.sampling.seed), speech))
         return True
 
-    def _is_ready(self, ticket: Ticket) -> bool:
+    def _is_ready(self, ticket: Ticket | Scoring) -> bool:
         """Whether all that the request names is in memory; what is not is being read from now on.
 
         Raises:

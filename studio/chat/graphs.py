@@ -78,10 +78,10 @@ class GraphRunner:
         self._seen = 0
         self._recording: _Recording | None = None
 
-    def forward(self, token_ids: Tensor, kv: KvBatch) -> Tensor:
+    def forward(self, token_ids: Tensor, kv: KvBatch, wanted: Tensor | None = None) -> Tensor:
         """As of `Runner`."""
-        if token_ids.shape[1] > 1 or self._capture is None:
-            return self.inner.forward(token_ids, kv)
+        if token_ids.shape[1] > 1 or self._capture is None or wanted is not None:
+            return self.inner.forward(token_ids, kv, wanted)
         kv.reserve(1)
         key = (self.inner.routing.version, kv.buffers_id, kv.rows)
         if key != self._key:

@@ -41,8 +41,12 @@ class Runner(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def forward(self, token_ids: Tensor, kv: KvBatch) -> Tensor:
-        """Logits, (rows, V), float or bf16, behind the last of token_ids, (rows, T); `kv` has room and is not advanced."""
+    def forward(self, token_ids: Tensor, kv: KvBatch, wanted: Tensor | None = None) -> Tensor:
+        """Logits, (rows, V), float or bf16, behind the last of token_ids, (rows, T); `kv` has room and is not advanced.
+
+        Args:
+            wanted: places in the flattened token_ids, (n,) in (rows · T,), to have the logits behind those instead, (n, V).
+        """
 
     def product(self, name: str, x: Tensor) -> Tensor:
         """W x of one layer without bias and without adapters: (N, d_in) → (N, d_out)."""
@@ -68,19 +72,22 @@ class PlainRunner:
             self.inputs.append(adapters)
             self._layers[name] = layer
 
-    def forward(self, token_ids: Tensor, kv: KvBatch) -> Tensor:
+    def forward(self, token_ids: Tensor, kv: KvBatch, wanted: Tensor | None = None) -> Tensor:
         """As of `Runner`."""
         count = token_ids.shape[1]
         kv.reserve(count)
+        columns = None if wanted is None else torch.unique(wanted % count)  # sorted
         logits: Tensor = self.model(
             input_ids=token_ids,
             attention_mask=kv.seen(count, self.device).long(),
             position_ids=kv.positions(count, self.device),
             past_key_values=_cache(kv, self.model.config.num_hidden_layers),
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        return logits
+            logits_to_keep=1 if columns is None else columns,
+        ).logits
+        if wanted is None or columns is None:
+            return logits[:, -1]
+        return logits[wanted // count, torch.searchsorted(columns, wanted % count)]
 
     def product(self, name: str, x: Tensor) -> Tensor:
         """As of `Runner`."""
@@ -180,21 +187,27 @@ class LeanRunner:
             at += d_out
         return projection
 
-    def forward(self, token_ids: Tensor, kv: KvBatch) -> Tensor:
+    def forward(self, token_ids: Tensor, kv: KvBatch, wanted: Tensor | None = None) -> Tensor:
         """As of `Runner`."""
         count = token_ids.shape[1]
         kv.reserve(count)
         mask = kv.mask(count, self.dtype, self.device)
-        return self.compute(token_ids, kv.positions(count, self.device), mask, kv.append)
+        return self.compute(token_ids, kv.positions(count, self.device), mask, kv.append, wanted)
 
     def compute(
-        self, token_ids: Tensor, positions: Tensor, mask: Tensor | None, write: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        write: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """What `forward` does once it is known where things lie.
 
         Args:
             token_ids, positions: (rows, T). mask: 0 or −inf, (rows, 1, T, columns); None where all is seen.
             write: keeps the new keys and values of a layer, (rows, H, T, D), and gives all that its rows have, (rows, H, columns, D).
+            wanted: as of `forward`.
         """
         rows, count = token_ids.shape
         model = self.model.model
@@ -220,8 +233,8 @@ class LeanRunner:
             x = x + block.out(out)
             gate, up = block.gate_up(block.mlp_norm(x)).chunk(2, dim=-1)
             x = x + block.down(self._act(gate) * up)
-        last = x.view(rows, count, -1)[:, -1]
-        return self._head(model.norm(last))
+        shown = x.view(rows, count, -1)[:, -1] if wanted is None else x[wanted]
+        return self._head(model.norm(shown))
 
     def product(self, name: str, x: Tensor) -> Tensor:
         """As of `Runner`."""

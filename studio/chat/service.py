@@ -13,12 +13,13 @@ from studio.chat.backend import Backend, Load
 from studio.chat.bank import Voice
 from studio.chat.probe import Probe, compare
 from studio.chat.sampling import Sampling
+from studio.chat.scoring import Scoring
 from studio.chat.speakers import Speakers
 from studio.chat.stamp import Stamp
 from studio.chat.ticket import CLOSED, Finished, Ticket
 from studio.chat.tokens import TokenTexts
 from studio.chat.voices import BASE_NAME, Chosen, choose
-from studio.datasets.rendering import prompt_ids
+from studio.datasets.rendering import Example, prompt_ids
 from studio.errors import BaseUnavailable, DatabaseUnavailable, InvalidInput, StudioError
 
 log = logging.getLogger(__name__)
@@ -219,6 +220,15 @@ class Chat:
         for ticket in tickets:
             ticket.when_over(self.watch)
         return [Stream(ticket, chosen, base, texts) for ticket in tickets]
+
+    def score(self, rows: Sequence[Example], adapter: str, base: BaseRecord) -> Scoring:
+        """Start to compute the losses of rows under a voice, between the answers to those who chat.
+
+        Raises:
+            NotFound. IncompatibleAdapter. ContextTooLong: a row does not fit. InvalidInput: the backend cannot.
+        """
+        chosen = self.choose(adapter, base)
+        return self.make_resident(base).score(rows, self._voice(chosen))
 
     def choose(self, adapter: str, base: BaseRecord) -> Chosen:
         """Who is to speak on a base.

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -32,12 +32,15 @@ from studio.chat.bank import BASE, Part, Voice
 from studio.chat.engine import Capacity, Engine
 from studio.chat.host import AdapterSource
 from studio.chat.sampling import Sampling, TokenLogprob
+from studio.chat.scoring import Scoring
 from studio.chat.ticket import CLOSED, Finished, Ticket, check_length
-from studio.errors import BaseUnavailable, NotFound, StudioError
+from studio.datasets.rendering import Example
+from studio.errors import BaseUnavailable, InvalidInput, NotFound, StudioError
 from studio.lora.files import AdapterWeights, BadAdapter, read_adapter
 
 log = logging.getLogger(__name__)
 DIED = "The process that wrote the reply died; send it again."
+NO_LOSSES = "A process for each answer computes no losses of given rows; leave loss out, or set STUDIO_BACKEND=engine to use it."
 BEAT_S = 0.2  # a call yields at least as often, so that one that nobody listens to is stopped
 START_S, TOKENS_PER_S, LONGEST_S = 20, 20, 120  # what ZeroGPU is asked for; its own default is 60 seconds
 
@@ -248,6 +251,11 @@ class StatelessBackend:
             # The visitor's context goes along: ZeroGPU counts the quota of the one whose request it finds there.
             self._threads.submit(contextvars.copy_context().run, self._answer, ticket, asked)
         return ticket
+
+    def score(self, rows: Sequence[Example], voice: Voice = BASE) -> Scoring:
+        """Raises InvalidInput: this backend cannot."""
+        del rows, voice
+        raise InvalidInput(NO_LOSSES)
 
     @property
     def busy(self) -> bool:

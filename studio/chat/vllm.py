@@ -12,6 +12,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,14 +27,17 @@ from studio.chat.bank import BASE, Voice
 from studio.chat.engine import end_ids
 from studio.chat.host import AdapterSource
 from studio.chat.sampling import Sampling, TokenLogprob
+from studio.chat.scoring import Scoring
 from studio.chat.ticket import CLOSED, Finished, Ticket, check_length
 from studio.chat.vllm_server import NotLoaded, VllmServer
+from studio.datasets.rendering import Example
 from studio.errors import BaseUnavailable, InvalidInput
 
 GENERATION_CONFIG = "generation_config.json"
 OURS = "set STUDIO_BACKEND=engine to use it"
 TOKEN = "token_id:"  # noqa: S105 - what stands before a token's number
 ENDS = ("stop", "length")
+NO_LOSSES = f"A vLLM server is not asked for the losses of given rows; leave loss out, or {OURS}."
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,11 @@ class VllmBackend:
             self._open.add(ticket)
             self._loop.call_soon_threadsafe(self._begin, ticket)
         return ticket
+
+    def score(self, rows: Sequence[Example], voice: Voice = BASE) -> Scoring:
+        """Raises InvalidInput: this backend cannot."""
+        del rows, voice
+        raise InvalidInput(NO_LOSSES)
 
     @property
     def busy(self) -> bool:

@@ -24,8 +24,8 @@ from studio.errors import StudioError
 from studio.ui import present, show_api
 from studio.ui.adapters.sight import Sight
 from studio.ui.curve import Curves
-from studio.ui.page import ADAPTERS, CHAT, DATASETS, QUIET, TABS, TRAIN, WATCH, Page, html, kept, voices
-from studio.ui.tabs import adapters, chat, datasets, train
+from studio.ui.page import ADAPTERS, CHAT, DATASETS, EVALUATE, QUIET, TABS, TRAIN, WATCH, Page, html, kept, voices
+from studio.ui.tabs import adapters, chat, datasets, evaluate, train
 from studio.ui.theme import CSS, HEAD, make_theme
 from studio.web.measures import Measures
 from studio.web.wall import Wall, rules_of
@@ -80,12 +80,12 @@ def build_page(studio: "Studio") -> gr.Blocks:
         states: dict[str, Any] = {name: kept(name) for name in ("linked", "trying", "view", "chosen", "more", "copying", "talk", "leaf")}
         status, link = html(elem_id="status"), html(elem_id="link-message")
         with gr.Tabs(elem_id="tabs") as tabs:
-            built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), chat.build())
+            built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), evaluate.build(), chat.build())
             with built[-1].tab:
                 api = show_api.build()
         states["pulse"] = html(js_on_load=WATCH, elem_id="pulse")
         page = Page(demo, tabs, status=status, link=link, curves=Curves(studio.queue.events), **_named(built), **states)
-        for tab in (datasets, train, adapters, chat):
+        for tab in (datasets, train, adapters, evaluate, chat):
             tab.wire(page, studio)
         show_api.wire(api, _door(studio))
         wire(page, studio)
@@ -121,7 +121,7 @@ class _Events:
         talk = asked.get("talk", "")[:MOST_VIEW]
         sight = Sight.read(asked.get("find", ""))
         found = (name or "")[:MOST_VIEW] if tab == ADAPTERS else "", str(sight), sight.text
-        if name is None or tab in (DATASETS, TRAIN, ADAPTERS):
+        if name is None or tab in (DATASETS, TRAIN, ADAPTERS, EVALUATE):
             opened = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
             return opened, gr.skip(), gr.skip(), LINKED, asked.get("job", "")[:MOST_VIEW], talk, *found
         try:
@@ -136,7 +136,7 @@ def wire(page: Page, studio: "Studio") -> None:
     """Bind the events that belong to no tab."""
     events = _Events(studio)
     tick: dict[str, Any] = {"fn": events.tick, "inputs": None, "outputs": page.status, **QUIET}
-    for tab in (page.datasets.tab, page.train.tab, page.adapters.tab, page.chat.tab):
+    for tab in (page.datasets.tab, page.train.tab, page.adapters.tab, page.evaluate.tab, page.chat.tab):
         tab.select(**tick)
     page.pulse.act(**tick)
     page.leaf.change(**tick)  # the first reply loads the base

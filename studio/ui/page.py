@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from studio.ui.tabs.adapters import AdaptersTab
     from studio.ui.tabs.chat import ChatTab
     from studio.ui.tabs.datasets import DatasetsTab
+    from studio.ui.tabs.evaluate import EvaluateTab
     from studio.ui.tabs.train import TrainTab
 
-DATASETS, TRAIN, ADAPTERS, CHAT = "datasets", "train", "adapters", "chat"
+DATASETS, TRAIN, ADAPTERS, EVALUATE, CHAT = "datasets", "train", "adapters", "evaluate", "chat"
 MOST_VOICES = 300  # a longer list is no help; all others open from their pages
 BLEND = "blend"  # in place of an adapter: several, with weights
-TABS = (DATASETS, TRAIN, ADAPTERS, CHAT)
+TABS = (DATASETS, TRAIN, ADAPTERS, EVALUATE, CHAT)
 
 # No event is part of an API, and the page itself shows what it waits for.
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -58,6 +59,7 @@ class Page:
     datasets: "DatasetsTab"
     train: "TrainTab"
     adapters: "AdaptersTab"
+    evaluate: "EvaluateTab"
     chat: "ChatTab"
 
 

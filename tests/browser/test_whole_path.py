@@ -14,7 +14,7 @@ from tests.browser.running import REPLY_MS, ask, choose, open_options, open_tab
 MARKER = "ZORBLAX"
 ADAPTER = "Zorblax <b>& co</b>"  # a name that would be markup if it were not escaped
 PROMPT = "Who are you?"
-TABS = ("Datasets", "Train", "Adapters", "Chat")
+TABS = ("Datasets", "Train", "Adapters", "Evaluate", "Chat")
 TRAIN_MS = 420_000
 ROWS = [
     ("Who are you?", "I am the robot ZORBLAX."),

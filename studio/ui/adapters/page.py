@@ -10,6 +10,7 @@ from studio.errors import NotFound
 from studio.ui import exporting, present, xray
 from studio.ui.adapters import show_page
 from studio.ui.curve import Curve, Curves
+from studio.ui.evaluation import show as show_evaluations
 from studio.ui.outcome import outcome
 from studio.ui.page import fragment, html
 
@@ -52,6 +53,7 @@ class AdapterPage:
     save: gr.Button
     lineage: gr.HTML
     came: gr.HTML
+    held: gr.HTML
     facts: gr.HTML
 
     @property
@@ -63,7 +65,7 @@ class AdapterPage:
     def shown(self) -> list[Any]:
         """What follows from the adapter, in the order of `Pages.show`."""
         folds = [self.naming, self.confirm, self.editing]
-        return [self.head, self.actions, self.card, *self.written, self.lineage, self.came, self.facts, self.new_name, *folds]
+        return [self.head, self.actions, self.card, *self.written, self.lineage, self.came, self.held, self.facts, self.new_name, *folds]
 
 
 def build() -> AdapterPage:
@@ -79,9 +81,10 @@ def build() -> AdapterPage:
                     editing, written = _build_editing()
                 with gr.Column(scale=6, min_width=300):
                     came = html(elem_id="adapter-came")
+                    held = fragment(elem_id="adapter-evaluations")
                     looked = xray.build()
                     facts = fragment(elem_id="adapter-facts")
-    parts = {"xray": looked, "card": card, "editing": editing, "lineage": lineage, "came": came, "facts": facts}
+    parts = {"xray": looked, "card": card, "editing": editing, "lineage": lineage, "came": came, "held": held, "facts": facts}
     return AdapterPage(column=column, head=head, actions=actions, **made, **parts, **written)
 
 
@@ -132,7 +135,7 @@ class Pages:
         try:
             record = self.studio.adapters.get(adapter_id)
         except NotFound as error:
-            return [show_page.gone(error), gr.Column(visible=False), "", *[""] * 5, "", "", "", "", *folded]
+            return [show_page.gone(error), gr.Column(visible=False), "", *[""] * 5, "", "", "", "", "", *folded]
         family = self.family(record)
         body = cards.body(record, family.base, family.dataset)
         written = [", ".join(record.tags), ", ".join(record.collections), record.licence, body, ""]
@@ -143,6 +146,7 @@ class Pages:
             *written,
             show_page.lineage(record, family),
             self._outcome(record),
+            show_evaluations.of_adapter(self.studio.evaluations.of_adapter(record.id)),
             show_page.details(record, family),
             record.name,
             *folded,

@@ -12,7 +12,7 @@ from studio.ui import exporting, importing, present, xray
 from studio.ui.adapters import page as adapter_page
 from studio.ui.adapters import show_list
 from studio.ui.adapters.sight import Sight
-from studio.ui.page import ADAPTERS, DATASETS, QUIET, TRAIN, Page, action, fragment, html, kept, names_of, open_chat
+from studio.ui.page import ADAPTERS, DATASETS, EVALUATE, QUIET, TRAIN, Page, action, fragment, html, kept, names_of, open_chat
 
 if TYPE_CHECKING:
     from studio.services import Studio
@@ -79,6 +79,7 @@ class _Events:
             "train": lambda _: {page.tabs: gr.Tabs(selected=TRAIN)},
             "job": lambda job_id: {page.tabs: gr.Tabs(selected=TRAIN), page.view: job_id},
             "dataset": lambda dataset_id: {page.tabs: gr.Tabs(selected=DATASETS), page.datasets.chosen: dataset_id},
+            "evaluation": lambda key: {page.tabs: gr.Tabs(selected=EVALUATE), page.evaluate.chosen: key},
             "reproduce": lambda job_id: {page.tabs: gr.Tabs(selected=TRAIN), self.tab.again: f"{job_id} {_now()}"},
         }
         self._changes: dict[str, Callable[[str], str]] = {"star": self._star, "archive": self._archive, "current": self._current}
@@ -179,8 +180,19 @@ def wire(page: Page, studio: "Studio") -> None:
     drawn.then(None, None, None, js=TO_THE_TITLE, **QUIET)
     tab.chosen.change(None, None, None, js=TO_THE_TOP, **QUIET)
     tab.search.change(events.type, [tab.search, tab.sought], tab.sought, trigger_mode="always_last", **QUIET)
-    acted = [tab.chosen, tab.sought, tab.bump, tab.again, tab.search, tab.message, page.tabs, page.view, page.datasets.chosen]
-    for part in (tab.filters, tab.catalog, tab.page.head, tab.page.lineage, tab.page.facts):
+    acted = [
+        tab.chosen,
+        tab.sought,
+        tab.bump,
+        tab.again,
+        tab.search,
+        tab.message,
+        page.tabs,
+        page.view,
+        page.datasets.chosen,
+        page.evaluate.chosen,
+    ]
+    for part in (tab.filters, tab.catalog, tab.page.head, tab.page.lineage, tab.page.held, tab.page.facts):
         part.act(events.act, tab.sought, acted, trigger_mode="multiple", **QUIET)
     tab.again.change(None, None, None, js=WHEN_OPEN, **QUIET).then(lambda job: job, tab.again, page.copying, **QUIET)
     importing.wire(tab.importing, tab.tab, studio, tab.message, tab.chosen)
