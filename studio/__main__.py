@@ -1,6 +1,6 @@
 """The command line: one thin function a command. With --json, one JSON object on stdout and nothing else there.
 
-Exit status: 0, 1 when a job failed, 2 for a user's mistake, told in one plain sentence on stderr.
+Exit status: 0, 1 when a job failed or a check found something, 2 for a user's mistake, told in one plain sentence on stderr.
 """
 
 import sys
@@ -16,6 +16,7 @@ from studio.dataset_commands import dataset_app
 from studio.errors import StudioError
 from studio.export_commands import add_commands as add_export_commands
 from studio.job_commands import job_app, print_event, queue_app, train
+from studio.keeping_commands import add_commands as add_keeping_commands
 from studio.key_commands import key_app
 from studio.terminal import Json, opened, say, show, show_all
 
@@ -33,6 +34,7 @@ adapter_app.add_typer(catalog_app)
 add_export_commands(adapter_app)
 app.add_typer(adapter_app, name="adapter", help="Adapters: find, look into, label, import, make, compare, export, push, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
+add_keeping_commands(app)
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")
 
