@@ -8,7 +8,7 @@ RELIST, ASIDE, DROP, REINDEX, SWEEP, JOIN, FETCH, NOTHING = "relist", "aside", "
 MENDS = {
     RELIST: "put it back into the catalog",
     ASIDE: "move it into lost/",
-    DROP: "keep its record in lost/ and drop it from the lists",
+    DROP: "drop it from the lists, and keep its record in lost/",
     REINDEX: "write the index anew",
     SWEEP: "remove it",
     JOIN: "join it to what is there",

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from storage import files
 from storage.database import Database
 from studio.keeping.backup import Backup, Made, Tell, untold
 from studio.keeping.checking import Check
@@ -25,8 +26,8 @@ class Keeper:
         self._backup, self._mender = Backup(database, home), Mender(database, home)
 
     def backup(self, target: Path | None = None, with_bases: bool = False, tell: Tell = untold) -> Made:
-        """See `Backup.write`; where no target is named, a zip among the exports, named by the time."""
-        named = self._home / "exports" / f"{BACKUP}{time.strftime('%Y%m%d-%H%M%S')}.zip"
+        """See `Backup.write`; where no target is named, a zip among the exports, whose name nobody can guess."""
+        named = self._home / "exports" / f"{BACKUP}{time.strftime('%Y%m%d-%H%M%S')}-{files.new_id()}.zip"
         return self._backup.write(target or named, with_bases, tell)
 
     def check(self, quick: bool = False, tell: Tell = untold) -> list[Finding]:
