@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -95,10 +96,8 @@ class Backup:
         _check_room(target, held.size_bytes)
         bases = [_held_base(base, with_bases and ("base", base.name) not in held.gone) for base in inventory.bases.values()]
         if target.suffix.lower() == ".zip":
-            with files.publish_file(target) as handle:
-                sink = ZipSink(handle)
+            with files.publish_file(target) as handle, closing(ZipSink(handle)) as sink:
                 manifest = _fill(sink, schema, held, bases, tell)
-                sink.close()
             size = target.stat().st_size
         else:
             with files.publish_folder(target) as beside:
