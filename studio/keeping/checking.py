@@ -15,7 +15,7 @@ from storage.inventory import Inventory, Kept, dangling, read_inventory
 from storage.soundness import broken_rows, faults, misplaced
 from studio.bases.fingerprint import fingerprint
 from studio.datasets.store import ROWS_FILE, rows_hash
-from studio.errors import BaseUnavailable, DatabaseUnavailable
+from studio.errors import BaseUnavailable
 from studio.keeping.backup import Tell, untold
 from studio.keeping.findings import ASIDE, DROP, FETCH, JOIN, NOTHING, REINDEX, RELIST, SWEEP, Finding
 from studio.keeping.lineage import read_lineage
@@ -44,17 +44,14 @@ class Check:
             quick: look at names and sizes, and read no file. tell: is told how far it is, and may raise to stop it.
         """
         tell(0.0, "checking the database")
-        found = list(self._of_database())
-        try:
-            recorded = list(self._of_records(self._inventory(), quick, tell))
-            tell(1.0, "looking for what no record names")
-            now = self._inventory()  # something may have come or gone while files were read
-        except DatabaseUnavailable:
-            if found:
-                return found
-            raise
+        if damage := [_damage(said) for said in faults(self._database)]:
+            return damage  # whatever else it says cannot be believed
+        found = [*self._of_database(), *self._of_records(self._inventory(), quick, tell)]
+        tell(1.0, "looking for what no record names")
+        now = self._inventory()  # something may have come or gone while files were read
         there = {"adapter": now.adapters, "dataset": now.datasets, "base": now.bases}
-        return [*found, *(f for f in recorded if f.id in there[f.subject]), *self._orphans(now), *self._partials()]
+        found = [one for one in found if one.kind not in ("missing", "changed") or one.id in there[one.subject]]
+        return [*found, *self._orphans(now), *self._partials()]
 
     def _inventory(self) -> Inventory:
         with snapshot(self._database) as connection:
@@ -63,8 +60,6 @@ class Check:
     # The database
 
     def _of_database(self) -> Iterator[Finding]:
-        for said in faults(self._database):
-            yield Finding("database", f"The database is damaged: {said}. Restore a backup.", "the database", NOTHING, "database")
         for row in broken_rows(self._database):
             what = f"A row of {row.table!r} points at a row of {row.parent!r} that is gone."
             yield Finding("dangling", what, row.table, DROP, "row", f"{row.table}:{row.rowid}:{row.parent}")
@@ -144,6 +139,11 @@ class Check:
         except FileNotFoundError:
             return False
         return self._now - newest > YOUNG_S
+
+
+def _damage(said: str) -> Finding:
+    what = f"The database is damaged: {' '.join(said.split()).rstrip('.')}. Restore a backup; nothing else was looked at."
+    return Finding("database", what, "the database", NOTHING, "database")
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from storage.conversations import Conversations
 from storage.database import Database
 from storage.jobs import Jobs
 from storage.repositories import Adapters, Datasets
@@ -145,8 +144,6 @@ def test_orphans_that_say_nothing_are_moved_and_half_written_ones_removed(place:
 
 
 def test_what_leads_nowhere_is_told_and_joined(place: Place) -> None:
-    talks = Conversations(place.database)
-    del talks
     with place.database.write() as session:
         row = "INSERT INTO conversation (id, title, system, leaf_id, created_at, updated_at) VALUES ('c1', 'A <b>talk', '', 'm9', 1, 1)"
         session.execute(text(row))
@@ -192,8 +189,8 @@ def test_a_damaged_database_is_told_and_never_mended(tmp_path: Path) -> None:
     place.database.close()
     path = tmp_path / "home" / "studio.db"
     with path.open("r+b") as handle:
-        handle.seek(path.stat().st_size // 2 // 4096 * 4096)
-        handle.write(b"\xff" * 4096 * 8)
+        handle.seek(path.stat().st_size - 8 * 4096)  # of the jobs that came last
+        handle.write(b"\xff" * 4096)
     database = Database(f"sqlite:///{path}")
     found = [one for one in Check(database, tmp_path / "home").run(quick=True) if one.kind == "database"]
     assert found and found[0].what.startswith("The database is damaged: ") and not found[0].can_be_mended
