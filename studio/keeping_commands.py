@@ -97,7 +97,7 @@ class _Said:
         self._last = ""
 
     def __call__(self, share: float, what: str) -> None:
-        text = f"{what} ({share:.0%})" if sys.stderr.isatty() else what
+        text = f"{what} ({round(share, 1):.0%})" if sys.stderr.isatty() else what
         if text != self._last:
             self._last = text
             say(text)

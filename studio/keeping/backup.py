@@ -202,6 +202,9 @@ def _fill(sink: Sink, schema: str, held: _Held, bases: list[HeldBase], tell: Tel
     notes = [f"The files of the {kind} {name!r} were gone already; its record alone is in the backup." for kind, name in held.gone]
     whole, done = max(held.size_bytes, 1), 0
     for path, source, size in held.found:
+        if not source.exists():  # where links are impossible, it was deleted since
+            notes.append(f"{path} was deleted while the backup was taken, and is not in it.")
+            continue
         what = f"copying {path.split('/')[1] if '/' in path else 'the database'}"
         entries.append(sink.add(path, _told(_blocks(source, size), partial(_tell_share, tell, what, done, whole))))
         done += size

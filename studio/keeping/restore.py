@@ -6,6 +6,7 @@ not start and the next restore begins again.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -72,7 +73,8 @@ def restore(backup: Path, home: Path, database_url: str = "", tell: Tell = untol
             with _claimed(home):
                 return _restore(source, manifest, home, database_url, tell)
         except OSError as error:
-            raise OutOfSpace(f"The backup could not be restored: {error.strerror or error}. Mend that and restore it again.") from None
+            kind = OutOfSpace if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else InvalidInput
+            raise kind(f"The backup could not be restored: {error.strerror or error}. Mend that and restore it again.") from None
         finally:
             if not was_there:
                 with contextlib.suppress(OSError):  # it holds what was restored
@@ -163,18 +165,17 @@ def _fill_database(source: Source, staging: Path, home: Path, database_url: str)
 
 def _publish(inside: Path, home: Path) -> None:
     """Move what is restored into the home, the database last; a mark stands there until the caller takes it away."""
-    for path in inside.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
+    files.sync_folder(inside)
     for base in sorted((inside / "bases").iterdir()):
         if not (home / "bases" / base.name).exists():
             (home / "bases").mkdir(exist_ok=True)
             shutil.move(base, home / "bases" / base.name)
     names = sorted((p.name for p in inside.iterdir() if p.name != "bases"), key=lambda name: name.startswith(SQLITE_FILE))
-    files.write_file(home / MARK, json.dumps(names).encode())
+    mark = json.dumps(names).encode()
+    files.write_file(home / MARK, mark)
     for name in names:
         (inside / name).rename(home / name)
+    files.write_file(home / MARK, mark)  # which brings the folder's new names to the disk, too
     (home / "bases").mkdir(exist_ok=True)
 
 

@@ -1,6 +1,7 @@
 """Room is refused by numbers; what is shown of findings is text; the command line's sentences."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from studio.keeping.disk import KINDS, Item, Use
 from studio.keeping.findings import DOABLE, MENDS, Finding
 from studio.keeping_commands import _lines, _wanted
 from studio.quota import Quota, gigabytes
-from studio.ui import show_keeping
+from studio.ui import keeping, show_keeping
 
 GB = 2**30
 USE = Use(
@@ -65,6 +66,17 @@ def test_the_command_line_says_what_can_be_freed_and_how() -> None:
     lines = _lines(USE)
     assert lines[0].split() == ["adapters", "3.0", "GB"] and "of a quota of 8.0 GB; 20.0 GB are free" in lines[2]
     assert lines[-1] == "5.0 MB can be freed: python -m studio disk --free checkpoints"
+
+
+def test_only_a_browser_of_the_own_machine_may_act() -> None:
+    asked: list[str] = []
+    disk = SimpleNamespace(use=lambda: USE, free=lambda kind: asked.append(kind) or 2**20)
+    studio, access = SimpleNamespace(keeper=SimpleNamespace(disk=disk)), SimpleNamespace(is_here=lambda request: request.here)
+    events, event = keeping.Events(studio, access), SimpleNamespace(_data={"action": "free", "id": "exports"})  # type: ignore[arg-type]
+    refused = list(events.act(SimpleNamespace(here=False, session_hash="s"), event))  # type: ignore[arg-type]
+    assert [file for _, file in refused] == [None] and "made on the studio&#x27;s own machine" in refused[0][0] and asked == []
+    done = list(events.act(SimpleNamespace(here=True, session_hash="s"), event))  # type: ignore[arg-type]
+    assert asked == ["exports"] and "1.0 MB were freed." in done[-1][0]
 
 
 @pytest.mark.parametrize(
