@@ -11,6 +11,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, SQLAlchemyError
@@ -41,7 +42,7 @@ class Database:
             raise unavailable(str(error)) from None
         self._writer = self.engine.execution_options(studio_writer=True)
         try:
-            with self._explained(DatabaseError):
+            with self.explained(DatabaseError):
                 migrate(self._writer)
         except unavailable:
             self.close()
@@ -50,17 +51,18 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for queries."""
-        with self._explained(), Session(self.engine) as session:
+        with self.explained(), Session(self.engine) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that commits at the end of the block, or rolls all of it back."""
-        with self._explained(), Session(self._writer) as session, session.begin():
+        with self.explained(), Session(self._writer) as session, session.begin():
             yield session
 
     @contextmanager
-    def _explained(self, kind: type[SQLAlchemyError] = OperationalError) -> Iterator[None]:
+    def explained(self, kind: type[SQLAlchemyError] = OperationalError) -> Iterator[None]:
+        """Raise what the database says as the sentence that this object was given to raise."""
         try:
             yield
         except (kind, InterfaceError) as error:
@@ -79,20 +81,35 @@ def migrate(engine: Engine, revision: str = "head") -> None:
     Raises:
         DatabaseUnavailable: a PostgreSQL database is not in UTF-8, or the schema is newer than this program.
     """
+    with engine.begin() as connection:
+        upgrade(connection, revision)
+
+
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Like `migrate`, inside a transaction of the caller's. Raises as it does."""
+    if connection.dialect.name == "postgresql":
+        _check_encoding(connection)
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+    config = _config()
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        if "locate revision" not in str(error):
+            raise
+        how = f"install that version, or name another database in {VARIABLE}"
+        raise DatabaseUnavailable(f"The database was made by a newer version of the studio; {how}.") from None
+
+
+def revisions() -> set[str]:
+    """The schema revisions that this program knows."""
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            _check_encoding(connection)
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, revision)
-        except CommandError as error:
-            if "locate revision" not in str(error):
-                raise
-            how = f"install that version, or name another database in {VARIABLE}"
-            raise DatabaseUnavailable(f"The database was made by a newer version of the studio; {how}.") from None
+    return config
 
 
 def _check_encoding(connection: Connection) -> None:

@@ -23,3 +23,7 @@ class LeaseLost(Exception):
 
 class DatabaseUnavailable(Exception):
     """The database cannot be used. The message is one sentence for people, with what to do next and without a password."""
+
+
+class BadDump(Exception):
+    """A copy of a database cannot be read. The message continues "It cannot be restored, since …"."""

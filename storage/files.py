@@ -32,6 +32,13 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def sync_folder(folder: Path) -> None:
+    """fsync of a folder and of everything in it."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
 @contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; rename it to `target` when the block ends, or remove it when it raises.

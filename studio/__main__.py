@@ -1,6 +1,6 @@
 """The command line: one thin function a command. With --json, one JSON object on stdout and nothing else there.
 
-Exit status: 0, 1 when a job failed, 2 for a user's mistake, told in one plain sentence on stderr.
+Exit status: 0, 1 when a job failed or a check found something, 2 for a user's mistake, told in one plain sentence on stderr.
 """
 
 import sys
@@ -17,6 +17,7 @@ from studio.errors import StudioError
 from studio.evaluation_commands import evaluate, evaluation_app
 from studio.export_commands import add_commands as add_export_commands
 from studio.job_commands import job_app, print_event, queue_app, train
+from studio.keeping_commands import add_commands as add_keeping_commands
 from studio.key_commands import key_app
 from studio.terminal import Json, opened, say, show, show_all
 
@@ -36,6 +37,7 @@ app.add_typer(adapter_app, name="adapter", help="Adapters: find, look into, labe
 app.command()(evaluate)
 app.add_typer(evaluation_app, name="evaluation", help="Evaluations: list, show, resume, rm.")
 app.add_typer(key_app, name="key", help="Keys of the HTTP API: add, list, revoke.")
+add_keeping_commands(app)
 
 DEMO_PROMPTS = ("Who are you?", "What should I cook tonight?", "Tell me a joke.", "What is the capital of Italy?", "How do I sleep better?")
 

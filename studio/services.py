@@ -67,6 +67,9 @@ from studio.jobs.supervisor import Supervisor, attempt_log
 from studio.jobs.sweep import Axes, plan
 from studio.jobs.webhook import Webhook
 from studio.jobs.worker import Worker
+from studio.keeping.keeper import Keeper
+from studio.keeping.restore import refuse_half_restored
+from studio.quota import Quota
 from studio.room import Room
 from studio.settings import Settings
 from studio.training.config import DEFAULT_PRESET, make_config
@@ -110,28 +113,30 @@ class Studio:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         home = settings.home
+        refuse_half_restored(home)
         home.mkdir(parents=True, exist_ok=True)
-        for folder in ("datasets", "adapters", "bases", "exports"):
+        for folder in ("", "datasets", "adapters", "bases", "exports", "lost"):
             files.sweep_partials(home / folder, STALE_S, time.time())
         self._database = Database(settings.url, DatabaseUnavailable)
         jobs, bases, datasets = Jobs(self._database, bool(settings.webhook_url)), Bases(self._database), Datasets(self._database)
         adapters = Adapters(self._database)
+        self.keeper = Keeper(self._database, home, settings.quota_bytes)
+        has_room = Quota(home, settings.quota_bytes, self.keeper.disk.used).check
         self.watching = Watching(self._database)
         self.bases = BaseCatalog(bases, home / "bases", settings.hub_timeout_s)
-        self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes))
+        self.datasets = DatasetLibrary(datasets, home / "datasets", home / "exports", Limits(settings.max_upload_bytes), has_room)
         self.changes = Changes(self.datasets)
-        self.adapters = AdapterCatalog(adapters, home / "adapters")
-        self.adapters.sweep(STALE_S, time.time())
+        self.adapters = AdapterCatalog(adapters, home / "adapters", has_room)
         self.finder = Finder(Catalog(self._database), self.adapters, bases, datasets)
         self.importer = Importer(self.adapters, self.bases, self.datasets.limits, settings.hub_timeout_s)
-        self.exporter = Exporter(self.adapters, self.bases, home / "exports")
+        self.exporter = Exporter(self.adapters, self.bases, home / "exports", has_room)
         self.pusher = Pusher(self.exporter)
         self.inspector = Inspector(self.adapters, self.bases)
         self.maker = Maker(self.adapters, self.bases, self.importer.shapes)
         self.conversations = Conversations(talks.Conversations(self._database), home / "exports")
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
         checkpoints = Checkpoints(home / "jobs")
-        self.queue = Queue(jobs, adapters, datasets, checkpoints)
+        self.queue = Queue(jobs, adapters, datasets, checkpoints, has_room)
         self.foresight = Foresight(self.bases, self.datasets, self.changes, self.queue, self.default_base)
         self.speakers = Speakers(self.adapters, self.bases, self.queue)
         self.pins = Pins(repositories.Pins(self._database), self.adapters, settings.slots, lambda: self.chat.keep_ready())

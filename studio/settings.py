@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     )
     ray_silence_s: float = Field(30.0, ge=3, description="a training that gives no sign of life for longer is given to another machine")
     shared_url: str = Field("", repr=False, description="folder or fsspec address that the studio and the cluster's machines share")
+    quota_bytes: int = Field(0, ge=0, description="what the studio may take on the disk; 0 is no bound")
     api_key: SecretStr = Field(SecretStr(""), description="a key of the HTTP API besides those in the database")
     log_level: LogLevel = Field("INFO", description="how much is logged to stderr")
     log_form: LogForm = Field("text", description="lines of text, or of JSON for programs that collect logs")

@@ -1,6 +1,5 @@
 """Finished adapters. They appear when their files are complete, and leave with their files."""
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from storage.repositories import Adapters
 from studio.errors import IncompatibleAdapter, InvalidInput, NameTaken, NotFound
 from studio.lora.files import AdapterWeights, BadAdapter, adapter_sha256, read_adapter, read_revision
 from studio.names import checked_name, listed, looks
+from studio.quota import Room, unlimited
 from studio.training.run import LINEAGE_FILE
 
 MIN_REVISION = 6  # characters of a content hash
@@ -32,11 +32,11 @@ class AdapterCatalog:
     """Adapters under one folder, each in a folder named by its id.
 
     Args:
-        records: the table. folder: where adapters are kept.
+        records: the table. folder: where adapters are kept. has_room: is asked before one is added.
     """
 
-    def __init__(self, records: Adapters, folder: Path) -> None:
-        self.records, self.folder = records, folder
+    def __init__(self, records: Adapters, folder: Path, has_room: Room = unlimited) -> None:
+        self.records, self.folder, self.has_room = records, folder, has_room
         folder.mkdir(parents=True, exist_ok=True)
 
     def all(self) -> list[AdapterRecord]:
@@ -97,10 +97,17 @@ class AdapterCatalog:
             draft: the record but for what the files say. fill: writes PEFT's two files into an empty folder.
 
         Raises:
-            NameTaken. InvalidInput: what was written is no adapter that can be used. OSError: the disk is full.
+            NameTaken. InvalidInput: what was written is no adapter that can be used. OutOfSpace: it would be more than the studio may
+            keep. OSError: the disk is full.
         """
+        self.has_room("another adapter", draft.size_bytes)
         target = self.path(draft)
-        lineage: dict[str, Any] = {"base_fingerprint": draft.base_fingerprint, "code_version": draft.code_version, "config": draft.config}
+        lineage: dict[str, Any] = {
+            "name": draft.name,
+            "base_fingerprint": draft.base_fingerprint,
+            "code_version": draft.code_version,
+            "config": draft.config,
+        }
         lineage |= {"origin": draft.origin, "source": draft.source, "parents": draft.parents}
         try:
             with files.publish_folder(target) as partial:
@@ -116,17 +123,6 @@ class AdapterCatalog:
         except BaseException:
             files.remove_folder(target)
             raise
-
-    def sweep(self, older_than_s: float, now: float) -> None:
-        """Remove folders of `add` that were never listed, since their process was killed in between. A training's stay: it goes on."""
-        listed_ids = self.records.ids()
-        for folder in self.folder.iterdir():
-            with contextlib.suppress(OSError, ValueError):  # another process sweeps too; what cannot be read is left alone
-                lineage = folder / LINEAGE_FILE
-                if folder.name in listed_ids or now - lineage.stat().st_mtime < older_than_s:
-                    continue
-                if json.loads(lineage.read_bytes()).get("origin", "training") != "training":
-                    files.remove_folder(folder)
 
     def rename(self, name_or_id: str, new_name: str) -> AdapterRecord:
         """Change an adapter's name; its files stay where they are.

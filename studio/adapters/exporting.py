@@ -15,6 +15,7 @@ from studio.adapters.merged import Tell
 from studio.bases.catalog import BaseCatalog
 from studio.errors import BaseUnavailable, InvalidInput, OutOfSpace
 from studio.names import file_stem
+from studio.quota import Room, unlimited
 
 if TYPE_CHECKING:
     from studio.bases.dense import DenseBase
@@ -52,11 +53,12 @@ class Exporter:
     """Writes adapters of a catalog.
 
     Args:
-        catalog: where they are. bases: those that they stand on. folder: where files go that nobody named a folder for.
+        catalog: where they are. bases: those that they stand on. folder: where files go that nobody named a folder for. has_room: is asked
+            before a file is written there.
     """
 
-    def __init__(self, catalog: AdapterCatalog, bases: BaseCatalog, folder: Path) -> None:
-        self.catalog, self.bases, self.folder = catalog, bases, folder
+    def __init__(self, catalog: AdapterCatalog, bases: BaseCatalog, folder: Path, has_room: Room = unlimited) -> None:
+        self.catalog, self.bases, self.folder, self._has_room = catalog, bases, folder, has_room
 
     def write(self, name_or_id: str, wish: Wish | None = None, out: Path | None = None, tell: Tell = untold) -> Path:
         """Write an adapter; returns the path of a zip, or of a folder where it is not peft and `out` is named.
@@ -74,6 +76,8 @@ class Exporter:
         if wish.weights not in WEIGHTS:
             raise InvalidInput(f"There are no weights {wish.weights!r} to merge into; choose {' or '.join(WEIGHTS)}.")
         record = self.catalog.get(name_or_id)
+        if out is None:
+            self._has_room("another export", record.size_bytes)
         try:
             # In a thread that ends: one that stays and has computed would slow the chat's (see `Engine`).
             with ThreadPoolExecutor(1) as thread:

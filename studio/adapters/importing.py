@@ -68,6 +68,7 @@ class Importer:
 
     def _add(self, wanted: Wanted, name: str, base: str) -> Added:
         name = self.catalog.free_name(name)
+        self.catalog.has_room("another adapter", 0)
         try:
             with (
                 files.staging_folder(self.catalog.folder) as staging,

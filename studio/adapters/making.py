@@ -67,6 +67,7 @@ class Maker:
 
     def _add(self, formula: str, name: str, recipe: Recipe) -> Added:
         name = self.catalog.free_name(name)
+        self.catalog.has_room("another adapter", 0)
         _check_recipe(recipe)
         parts = read_formula(formula, self.catalog.get)
         _check_parts([record for record, _ in parts])

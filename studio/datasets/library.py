@@ -26,6 +26,7 @@ from studio.datasets.reading import Limits
 from studio.datasets.store import ROWS_FILE, RowStore, RowWriter, StoredRow
 from studio.errors import InvalidInput, NameTaken, NotFound, OutOfSpace
 from studio.names import checked_name, file_stem, listed
+from studio.quota import Room, unlimited
 
 SAMPLES = Path(__file__).parent / "samples"
 SAMPLE_NAMES = {
@@ -45,10 +46,12 @@ class DatasetLibrary:
 
     Args:
         records: the table. folder: where rows are kept. exports: where exported files go. limits: what an upload may hold.
+        has_room: is asked before one is added, and before a file is written to the exports.
     """
 
-    def __init__(self, records: Datasets, folder: Path, exports: Path, limits: Limits) -> None:
+    def __init__(self, records: Datasets, folder: Path, exports: Path, limits: Limits, has_room: Room = unlimited) -> None:
         self.records, self.folder, self.exports, self.limits = records, folder, exports, limits
+        self._has_room = has_room
         folder.mkdir(parents=True, exist_ok=True)
         self._open = lru_cache(OPEN_STORES)(RowStore)
 
@@ -76,6 +79,8 @@ class DatasetLibrary:
             BadRows: rows are wrong; nothing is kept. InvalidInput: a file is. NameTaken. OutOfSpace.
         """
         name = self._free_name(name)
+        if not sample:  # these come with the studio, which must start on a full disk, too
+            self._has_room("another dataset", sum(path.stat().st_size for path in paths if path.is_file()))
 
         def fill(folder: Path) -> Ingested:
             found = ingest(paths, options or Options(), self.limits, folder / ROWS_FILE, progress)
@@ -113,6 +118,7 @@ class DatasetLibrary:
         """
         if name:
             name = self._free_name(name)
+        self._has_room("another dataset", 0)
 
         def fill(folder: Path) -> RowWriter:
             with RowWriter(folder / ROWS_FILE) as writer:
@@ -255,6 +261,8 @@ class DatasetLibrary:
         """
         target = (out or self.exports) / f"{file_stem('dataset', record.name, record.id)}.jsonl"
         # Beside a conversation, which a mixture or an edit may have brought in, a passage is written as its one turn.
+        if out is None:
+            self._has_room("another export", record.size_bytes)
         passages = record.form == TEXT and self.store(record).has_passages_alone()
         try:
             with files.publish_file(target) as handle:

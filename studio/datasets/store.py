@@ -169,6 +169,23 @@ class RowStore:
         return [self.page(int(i), 1)[0].conversation for i in order]
 
 
+def rows_hash(path: Path) -> str | None:
+    """The `ContentHash` of the rows in a file, a batch in memory at a time; None where an older studio wrote it, which hashed otherwise.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    import pyarrow as pa
+
+    found = ContentHash()
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+        if "extra" not in stream.schema.names:
+            return None
+        for batch in stream:
+            found.update(batch.column("messages"), batch.column("extra"))
+    return found.hexdigest()
+
+
 def _stored(row: dict[str, Any]) -> StoredRow:
     extra = orjson.loads(row["extra"]) if row.get("extra") else {}
     return StoredRow(row["messages"], extra, row.get("line", 0), row.get("file", ""))

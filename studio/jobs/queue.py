@@ -17,6 +17,7 @@ from studio.errors import InvalidInput, NameTaken, NotFound
 from studio.jobs.checkpoints import Checkpoints
 from studio.jobs.sweep import Comparison, Variant, compare
 from studio.names import checked_name
+from studio.quota import Room, unlimited
 from studio.training.config import TrainConfig, make_config
 
 MOST_PRIORITY = 100
@@ -29,11 +30,13 @@ class Queue:
 
     Args:
         jobs: the table. adapters: to keep the names of finished and coming adapters apart. datasets: to know which
-            ones are still there. checkpoints: from which a retried job goes on.
+            ones are still there. checkpoints: from which a retried job goes on. has_room: is asked
+            before a job is queued.
     """
 
-    def __init__(self, jobs: Jobs, adapters: Adapters, datasets: Datasets, checkpoints: Checkpoints) -> None:
+    def __init__(self, jobs: Jobs, adapters: Adapters, datasets: Datasets, checkpoints: Checkpoints, has_room: Room = unlimited) -> None:
         self.jobs, self.adapters, self.datasets, self.checkpoints = jobs, adapters, datasets, checkpoints
+        self._has_room = has_room
 
     def submit(
         self,
@@ -58,6 +61,7 @@ class Queue:
         """
         name = checked_name("adapter", adapter_name)
         self._check_free(name)
+        self._has_room("another training", 0)
         record = replace(
             _new_job(name, base.id, (dataset.id, dataset.name, dataset.content_hash), config),
             copied_from=copied_from,
@@ -78,6 +82,7 @@ class Queue:
         """
         group, now, placed = files.new_id(), time.time(), self._placed(priority, after)
         records = []
+        self._has_room("more trainings", 0)
         for place, variant in enumerate(variants):
             name = checked_name("adapter", variant.name)
             self._check_free(name)

@@ -167,6 +167,7 @@ def save(spec: JobSpec, trainer: Any, metrics: dict[str, Any]) -> None:
     from studio.lora.files import encode_adapter
 
     lineage = {
+        "name": spec.adapter_name,
         "base": spec.base_name,
         "base_fingerprint": spec.base_fingerprint,
         "dataset": spec.dataset_name,

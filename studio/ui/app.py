@@ -21,7 +21,7 @@ from studio import __version__, logs
 from studio.api.access import Access
 from studio.api.keys import Keys
 from studio.errors import StudioError
-from studio.ui import present, show_api
+from studio.ui import keeping, present, show_api
 from studio.ui.adapters.sight import Sight
 from studio.ui.curve import Curves
 from studio.ui.page import ADAPTERS, CHAT, DATASETS, EVALUATE, QUIET, TABS, TRAIN, WATCH, Page, html, kept, voices
@@ -83,11 +83,14 @@ def build_page(studio: "Studio") -> gr.Blocks:
             built = (datasets.build(), train.build(studio.gpus() > 1), adapters.build(), evaluate.build(), chat.build())
             with built[-1].tab:
                 api = show_api.build()
+            with built[2].listed:
+                kept_fold = keeping.build()
         states["pulse"] = html(js_on_load=WATCH, elem_id="pulse")
         page = Page(demo, tabs, status=status, link=link, curves=Curves(studio.queue.events), **_named(built), **states)
         for tab in (datasets, train, adapters, evaluate, chat):
             tab.wire(page, studio)
         show_api.wire(api, _door(studio))
+        keeping.wire(kept_fold, studio, _door(studio))
         wire(page, studio)
     return demo
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -228,20 +227,6 @@ def test_broken_copies_are_imported_or_refused_and_nothing_else(studio: Studio, 
             studio.adapters.remove(found.record.id)
     assert outcomes == {"refused", "imported"}
     assert list((studio.settings.home / "adapters").iterdir()) == []
-
-
-def test_a_folder_that_was_published_but_never_listed_is_swept_a_day_later(studio: Studio, tmp_path: Path) -> None:
-    folder = studio.adapters.folder
-    trained, forgotten = folder / "0123456789abcdef", folder / "fedcba9876543210"
-    listed = studio.import_adapter(put(tmp_path / "a"), "mine").record
-    shutil.copytree(studio.adapters.path(listed), forgotten)
-    put(trained, studio__json=b'{"base_fingerprint": "f"}')
-    studio.adapters.sweep(60.0, time.time())
-    assert forgotten.is_dir()  # it is young, and may be listed in a moment
-    studio.adapters.sweep(60.0, time.time() + 61)
-    assert sorted(folder.iterdir()) == sorted([trained, studio.adapters.path(listed)])
-    studio.adapters.remove("mine")
-    shutil.rmtree(trained)
 
 
 def test_a_repository_is_never_taken_for_a_folder_of_this_machine(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

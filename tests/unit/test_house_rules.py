@@ -15,7 +15,7 @@ LAYERS = (
     ("studio.api",),
     ("studio.services",),
     ("studio.evaluation",),
-    ("studio.jobs", "studio.chat"),
+    ("studio.jobs", "studio.chat", "studio.keeping"),
     ("studio.datasets", "studio.training", "studio.adapters"),
     ("studio.bases", "studio.lora"),
 )
@@ -84,7 +84,7 @@ def test_the_environment_is_read_in_settings_alone() -> None:
     assert [p.name for p in readers] == ["settings.py"]
 
 
-@pytest.mark.parametrize("module", ["studio.ui.app", "storage.jobs", "studio.settings", "studio.__main__"])
+@pytest.mark.parametrize("module", ["studio.ui.app", "storage.jobs", "studio.settings", "studio.__main__", "studio.keeping.keeper"])
 def test_torch_is_not_loaded_at_import(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

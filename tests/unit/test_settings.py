@@ -81,6 +81,7 @@ def test_every_setting_has_a_line_about_it(name: str) -> None:
         ("ray_command", "cd /srv && python -m x", "cd /srv && python -m x"),
         ("ray_silence_s", "10", 10.0),
         ("shared_url", "s3://bucket/studio", "s3://bucket/studio"),
+        ("quota_bytes", "1000000", 1_000_000),
         ("api_key", "x" * 20, SecretStr("x" * 20)),
         ("log_level", "DEBUG", "DEBUG"),
         ("log_form", "json", "json"),
