@@ -9,8 +9,8 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.ui import exporting, importing, present, xray
+from studio.ui.adapters import differing, likeness, making, pushing, show_list
 from studio.ui.adapters import page as adapter_page
-from studio.ui.adapters import show_list
 from studio.ui.adapters.sight import Sight
 from studio.ui.page import ADAPTERS, DATASETS, QUIET, TRAIN, Page, action, fragment, html, kept, names_of, open_chat
 
@@ -41,6 +41,8 @@ class AdaptersTab:
     filters: gr.HTML
     catalog: gr.HTML
     importing: importing.Importing
+    map: likeness.Map
+    making: making.Making
     page: adapter_page.AdapterPage
     chosen: gr.Textbox
     sought: gr.Textbox
@@ -64,9 +66,11 @@ def build() -> AdaptersTab:
             filters = fragment(elem_id="adapter-filters")
             catalog = fragment(elem_id="adapter-catalog")
             fold = importing.build()
+            mapped = likeness.build()
+            made = making.build()
         shown = adapter_page.build()
         texts = [kept(f"adapter-{name}") for name in ("shown", "sought", "bump", "again")]
-    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, shown, *texts)
+    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, mapped, made, shown, *texts)
 
 
 class _Events:
@@ -184,6 +188,8 @@ def wire(page: Page, studio: "Studio") -> None:
         part.act(events.act, tab.sought, acted, trigger_mode="multiple", **QUIET)
     tab.again.change(None, None, None, js=WHEN_OPEN, **QUIET).then(lambda job: job, tab.again, page.copying, **QUIET)
     importing.wire(tab.importing, tab.tab, studio, tab.message, tab.chosen)
+    likeness.wire(tab.map, tab.sought, studio)
+    making.wire(tab.making, studio, tab.message, tab.chosen)
     _wire_page(page, studio, events)
 
 
@@ -191,8 +197,12 @@ def _wire_page(page: Page, studio: "Studio", events: _Events) -> None:
     """The buttons of the page of one."""
     tab, one = page.adapters, page.adapters.page
     one.chat.click(lambda chosen: open_chat(studio, chosen), tab.chosen, [page.tabs, page.chat.adapter], **QUIET)
-    exporting.wire(one.exporting, one.download, tab.chosen, tab.message, one.file, studio, SAVE_FILE)
+    exporting.wire(one.exporting, one.download, tab.chosen, one.file, studio, SAVE_FILE)
     xray.wire(*one.xray, tab.chosen, studio)
+    differing.wire(one.differing, tab.chosen, studio)
+    pushing.wire(one.pushing, tab.chosen, studio)
+    closed = [gr.Accordion(open=False)] * 3 + [""] * 3
+    tab.chosen.change(lambda: closed, None, one.folds, **QUIET)
     one.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [one.naming, one.confirm], **QUIET)
     one.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [one.naming, one.confirm], **QUIET)
     one.rename_no.click(lambda: gr.Column(visible=False), None, one.naming, **QUIET)
