@@ -76,9 +76,8 @@ class Differ:
         if len(asked) > MOST_PROMPTS:
             raise InvalidInput(f"These are {len(asked)} prompts; leave some out, {MOST_PROMPTS} are possible.")
         if asked and first.base_fingerprint != second.base_fingerprint:
-            raise IncompatibleAdapter(
-                f"The adapters {first.name!r} and {second.name!r} stand on different bases, which are not asked together; leave the prompts out."
-            )
+            names = f"{first.name!r} and {second.name!r}"
+            raise IncompatibleAdapter(f"The adapters {names} stand on different bases, which are not asked together; leave prompts out.")
         tell(0.0, "comparing the weights")
         alike, note = self._alike(first, second)
         return Difference(first, second, differences([first, second]), alike, note, self._answers(first, second, asked, tell))
