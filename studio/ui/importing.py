@@ -37,6 +37,7 @@ class Importing:
     base: gr.Dropdown
     version: gr.Checkbox
     add: gr.Button
+    told: gr.HTML
 
     @property
     def filled(self) -> list[Any]:
@@ -72,7 +73,8 @@ def build() -> Importing:
             base = gr.Dropdown([ANY_BASE], value="", label="Base", info="Told by its layers, as a rule.", elem_id="import-base")
             version = gr.Checkbox(False, **AS_VERSION, elem_id="import-version")
         add = gr.Button("Import it", variant="primary", elem_id="import-add")
-    return Importing(fold, source, files, hub, upload, repository, name, base, version, add)
+        told = html(elem_id="import-message")
+    return Importing(fold, source, files, hub, upload, repository, name, base, version, add, told)
 
 
 class Events:
@@ -90,8 +92,8 @@ class Events:
         return gr.Dropdown(choices=[ANY_BASE, *((base.name, base.id) for base in self.studio.bases.all())])
 
     def add(self, source: str, upload: list[str] | None, repository: str, name: str, base: str, version: bool) -> Iterator[tuple[Any, ...]]:
-        """Import it: (what came of it, the adapter's id, and the emptied inputs). Where it is refused the inputs stay."""
-        stay = (gr.skip(),) * 6
+        """Import it: (what is told in the fold, what came of it, the adapter's id, the emptied inputs, which stay where it is refused)."""
+        stay = (gr.skip(),) * 7
         if not (upload if source == FILES else repository.strip()):
             yield present.error_card(NOT_THERE[source], "There is nothing to import yet"), *stay
             return
@@ -111,7 +113,7 @@ class Events:
             yield present.error_card(error, REFUSED), *stay
             return
         said = " ".join([f"{found.record.name} was imported from {found.record.source}.", *found.notices])
-        yield present.note_card(said), found.record.id, None, "", "", False, gr.Accordion(open=False)
+        yield "", present.note_card(said), found.record.id, None, "", "", False, gr.Accordion(open=False)
 
 
 def wire(fold: Importing, tab: Any, studio: "Studio", message: Any, chosen: Any) -> Any:
@@ -119,4 +121,4 @@ def wire(fold: Importing, tab: Any, studio: "Studio", message: Any, chosen: Any)
     events = Events(studio)
     tab.select(events.bases, None, fold.base, **QUIET)
     fold.source.input(events.choose_source, fold.source, [fold.files, fold.hub], **QUIET)
-    return fold.add.click(events.add, fold.filled, [message, chosen, *fold.emptied], **QUIET)
+    return fold.add.click(events.add, fold.filled, [fold.told, message, chosen, *fold.emptied], **QUIET)

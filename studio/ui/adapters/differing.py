@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from studio.difference import Answers, Difference
     from studio.services import Studio
 
+NAMES = {**present.METRIC_NAMES, "eval_loss_before": "held-out loss before"}
+
 
 @dataclass(frozen=True)
 class Differing:
@@ -101,8 +103,7 @@ def _table(found: "Difference") -> str:
         return "<p>Options and figures are the same.</p>"
     heads = "".join(f'<th scope="col">{_name(record)}</th>' for record in (found.first, found.second))
     rows = "".join(
-        f'<tr><th scope="row">{esc(present.METRIC_NAMES.get(key, key.replace("_", " ")))}</th>'
-        f"{''.join(f'<td>{_value(value)}</td>' for value in row)}</tr>"
+        f'<tr><th scope="row">{esc(NAMES.get(key, key.replace("_", " ")))}</th>{"".join(f"<td>{_value(value)}</td>" for value in row)}</tr>'
         for key, row in found.differs.items()
     )
     return (
@@ -128,7 +129,7 @@ def _alike(found: "Difference") -> str:
         "in the same directions" if found.alike.overlap >= SAME else "partly in the same directions" if found.alike.overlap >= SOME else ""
     )
     said = f"They write {how}" if how else "They write in different directions"
-    return f"<p>{said}: overlap {found.alike.overlap:.2f}, cosine of ΔW {found.alike.cosine:+.2f}.</p>"
+    return f"<p>{said}: overlap {found.alike.overlap:.2f}, cosine of ΔW {round(found.alike.cosine, 2) + 0.0:.2f}.</p>"
 
 
 def _answers(found: "Difference") -> str:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from studio.adapters.mapping import Island, SimilarityMap
     from studio.services import Studio
 
-NAMED = 22  # characters of a name beside the map
-LABELS, TOP, SIDE = 190, 26, 520  # pixels: left of the cells, above them, and all cells together at most
+NAMED = 18  # characters of a name beside the map
+LABELS, TOP, SIDE = 165, 26, 520  # pixels: left of the cells, above them, and all cells together at most
 NUMBERED = 12  # so many adapters have numbers in their cells
 COLOUR = "color-mix(in oklab, var(--ink) {share:.0f}%, var(--paper))"
 

@@ -88,9 +88,9 @@ def build() -> AdapterPage:
                 with gr.Column(scale=6, min_width=300):
                     came = html(elem_id="adapter-came")
                     looked = xray.build()
-                    differed = differing.build()
                     pushed = pushing.build()
                     facts = fragment(elem_id="adapter-facts")
+            differed = differing.build()
     parts = {
         "xray": looked,
         "differing": differed,

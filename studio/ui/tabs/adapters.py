@@ -201,8 +201,7 @@ def _wire_page(page: Page, studio: "Studio", events: _Events) -> None:
     xray.wire(*one.xray, tab.chosen, studio)
     differing.wire(one.differing, tab.chosen, studio)
     pushing.wire(one.pushing, tab.chosen, studio)
-    closed = [gr.Accordion(open=False)] * 3 + [""] * 3
-    tab.chosen.change(lambda: closed, None, one.folds, **QUIET)
+    tab.chosen.change(lambda: [gr.Accordion(open=False)] * 3 + [""] * 3, None, one.folds, **QUIET)
     one.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [one.naming, one.confirm], **QUIET)
     one.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [one.naming, one.confirm], **QUIET)
     one.rename_no.click(lambda: gr.Column(visible=False), None, one.naming, **QUIET)
