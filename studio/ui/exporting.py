@@ -24,6 +24,10 @@ SAID = {
     "gguf-merged": "llama.cpp and Ollama load what is in it.",
 }
 
+# What was made while nobody looked is saved by hand: this button presses the hidden one that has the file.
+SAVE = '<p><button type="button" class="as-button as-save">Save the file</button></p>'
+CLICK_FILE = "element.addEventListener('click', (event) => { if (event.target.closest('.as-save')) document.querySelector('#adapter-file').click(); });"
+
 
 @dataclass(frozen=True)
 class Exporting:
@@ -38,7 +42,7 @@ def build() -> Exporting:
     """Lay the choice out, in the row of an adapter's buttons."""
     form = gr.Dropdown(FORMS, value="peft", label="Download as", show_label=False, container=False, min_width=140, elem_id="adapter-format")
     stop = gr.Button("Stop", visible=False, elem_id="adapter-export-stop", elem_classes="as-quiet", min_width=60)
-    told = html(elem_id="adapter-export-message", render=False)
+    told = html(elem_id="adapter-export-message", render=False, js_on_load=CLICK_FILE)
     return Exporting(form, stop, told)
 
 
@@ -55,16 +59,20 @@ class Events:
 
     def export(self, chosen: str, form: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Write the file, or watch the export of this adapter that goes on."""
-        self._looking[request.session_hash or ""] = chosen
-        yield from self._watch(chosen, self.runs.start(chosen, lambda work: self._write(work, chosen, form)), request)
+        self._looking[session := request.session_hash or ""] = chosen
+        work = self.runs.start(chosen, lambda work: self._write(work, chosen, form))
+        yield from self._watch(chosen, work, request)
+        if self._looking.get(session) == chosen:  # the browser has it
+            self.runs.forget(chosen, work)
 
     def again(self, chosen: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """What a page shows that is opened: an export that goes on, what came of one, or nothing."""
         self._looking[request.session_hash or ""] = chosen
-        yield "", gr.DownloadButton(value=None, visible="hidden"), gr.Button(interactive=True), gr.Button(visible=False)
+        if not chosen:
+            del self._looking[request.session_hash or ""]
+        yield "", None, gr.Button(interactive=True), gr.Button(visible=False)
         if (work := self.runs.find(chosen)) is not None:
-            for told, path, *buttons in self._watch(chosen, work, request):
-                yield told, gr.DownloadButton(value=path, visible=True) if isinstance(path, str) else path, *buttons
+            yield from self._watch(chosen, work, request)
 
     def stop(self, chosen: str) -> None:
         """Stop the export of this adapter."""
@@ -77,7 +85,7 @@ class Events:
             if self._looking.get(session) != chosen:  # the browser looks at another adapter's page by now
                 return
             yield progress(*told), gr.skip(), gr.Button(interactive=False), gr.Button(visible=True)
-        if self._looking.pop(session, chosen) == chosen:
+        if self._looking.get(session) == chosen:
             yield *self._result(work), gr.Button(interactive=True), gr.Button(visible=False)
         if work.failed:  # it was told; a file stays to be fetched
             self.runs.forget(chosen, work)
@@ -97,7 +105,7 @@ class Events:
         if not path.exists():  # cleared away since
             return "", None
         form = next((form for form in reversed(SAID) if path.stem.endswith(f"-{form}")), "peft")
-        return present.note_card(f"{path.name} was made; {SAID[form]}"), str(path)
+        return f"{present.note_card(f'{path.name} was made; {SAID[form]}')}{SAVE}", str(path)
 
 
 def wire(choice: Exporting, download: Any, chosen: Any, file: Any, studio: "Studio", save: str) -> None:

@@ -69,5 +69,5 @@ def test_an_export_is_there_when_the_page_is_opened_again(page: Page, url: str, 
     expect(page.locator("#adapter-head h3")).to_have_text("export that stays")
     expect(page.locator("#adapter-export-message")).to_contain_text("-merged.zip was made; transformers loads", timeout=60_000)
     with page.expect_download(timeout=60_000) as waited:
-        page.locator("#adapter-file").click()
+        page.get_by_role("button", name="Save the file").click()
     assert waited.value.suggested_filename.endswith("-merged.zip")
