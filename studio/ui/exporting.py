@@ -26,7 +26,9 @@ SAID = {
 
 # What was made while nobody looked is saved by hand: this button presses the hidden one that has the file.
 SAVE = '<p><button type="button" class="as-button as-save">Save the file</button></p>'
-CLICK_FILE = "element.addEventListener('click', (event) => { if (event.target.closest('.as-save')) document.querySelector('#adapter-file').click(); });"
+CLICK_FILE = """element.addEventListener('click', (event) => {
+  if (event.target.closest('.as-save')) document.querySelector('#adapter-file').click();
+});"""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,8 @@ class Events:
 
     def export(self, chosen: str, form: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Write the file, or watch the export of this adapter that goes on."""
-        self._looking[session := request.session_hash or ""] = chosen
-        work = self.runs.start(chosen, lambda work: self._write(work, chosen, form))
-        yield from self._watch(chosen, work, request)
-        if self._looking.get(session) == chosen:  # the browser has it
-            self.runs.forget(chosen, work)
+        self._looking[request.session_hash or ""] = chosen
+        yield from self._watch(chosen, self.runs.start(chosen, lambda work: self._write(work, chosen, form)), request)
 
     def again(self, chosen: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """What a page shows that is opened: an export that goes on, what came of one, or nothing."""

@@ -32,7 +32,7 @@ TO_THE_TOP = "() => { if (scrollY > 120) scrollTo(0, 0); }"
 @dataclass(frozen=True)
 class AdaptersTab:
     """Handles of the tab. The browser keeps `chosen`, whose page is open, `sought`, a `Sight`, and `bump`, which is another text after
-    something was changed; `again` is the job whose configuration fills the training form."""
+    something was changed; `again` is the job whose configuration fills the training form, `seen` whose page was drawn last."""
 
     tab: gr.Tab
     message: gr.HTML
@@ -48,6 +48,7 @@ class AdaptersTab:
     sought: gr.Textbox
     bump: gr.Textbox
     again: gr.Textbox
+    seen: gr.State
 
 
 def build() -> AdaptersTab:
@@ -70,7 +71,8 @@ def build() -> AdaptersTab:
             made = making.build()
         shown = adapter_page.build()
         texts = [kept(f"adapter-{name}") for name in ("shown", "sought", "bump", "again")]
-    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, mapped, made, shown, *texts)
+        seen = gr.State("")
+    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, mapped, made, shown, *texts, seen)
 
 
 class _Events:
@@ -89,10 +91,13 @@ class _Events:
 
     # What is seen
 
-    def show(self, chosen: str, sought: str) -> Values:
-        """The page of one, or the list, as they are now."""
+    def show(self, chosen: str, sought: str, seen: str) -> Values:
+        """The page of one, or the list, as they are now. The folds of a page close when it is another's."""
         tab = self.tab
         places: Values = {tab.listed: gr.Column(visible=not chosen), tab.page.column: gr.Column(visible=bool(chosen))}
+        if chosen != seen:
+            closed = [gr.Accordion(open=False)] * 3 + [""] * 3
+            places |= {tab.seen: chosen, **dict(zip(tab.page.folds, closed, strict=True))}
         if chosen:
             return places | dict(zip(tab.page.shown, self.pages.show(chosen), strict=True))
         sight = Sight.read(sought)
@@ -177,8 +182,8 @@ def _now() -> str:
 def wire(page: Page, studio: "Studio") -> None:
     """Bind the tab's events."""
     tab, events = page.adapters, _Events(studio, page)
-    shown = [tab.listed, tab.filters, tab.catalog, tab.page.column, *tab.page.shown]
-    show: dict[str, Any] = {"fn": events.show, "inputs": [tab.chosen, tab.sought], "outputs": shown, **QUIET}
+    shown = [tab.listed, tab.filters, tab.catalog, tab.page.column, *tab.page.shown, *tab.page.folds, tab.seen]
+    show: dict[str, Any] = {"fn": events.show, "inputs": [tab.chosen, tab.sought, tab.seen], "outputs": shown, **QUIET}
     drawn = gr.on([tab.tab.select, tab.chosen.change, tab.sought.change, tab.bump.change], trigger_mode="always_last", **show)
     drawn.then(None, None, None, js=TO_THE_TITLE, **QUIET)
     tab.chosen.change(None, None, None, js=TO_THE_TOP, **QUIET)
@@ -201,7 +206,6 @@ def _wire_page(page: Page, studio: "Studio", events: _Events) -> None:
     xray.wire(*one.xray, tab.chosen, studio)
     differing.wire(one.differing, tab.chosen, studio)
     pushing.wire(one.pushing, tab.chosen, studio)
-    tab.chosen.change(lambda: [gr.Accordion(open=False)] * 3 + [""] * 3, None, one.folds, **QUIET)
     one.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [one.naming, one.confirm], **QUIET)
     one.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [one.naming, one.confirm], **QUIET)
     one.rename_no.click(lambda: gr.Column(visible=False), None, one.naming, **QUIET)
