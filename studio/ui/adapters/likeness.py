@@ -70,7 +70,7 @@ def picture(found: "SimilarityMap", bases: Mapping[str, str]) -> str:
     """A heat map for each base, and who is in none."""
     parts = [_island(island, bases.get(island.base_id, "another base")) for island in found.islands]
     parts += [f'<p class="as-hint">{esc(sentence)}</p>' for sentence in found.left_out]
-    hint = "Each cell is the overlap of what two adapters write into, from 0 to 1: the stronger, the more alike. It does not see sizes and signs."
+    hint = "Each cell is the overlap of what two adapters write into, from 0 to 1: stronger is more alike. Sizes and signs do not count."
     return f'<div class="as-xray">{"".join(parts)}{present.hint(hint) if found.islands else ""}</div>'
 
 

@@ -72,7 +72,7 @@ def build() -> AdaptersTab:
         shown = adapter_page.build()
         texts = [kept(f"adapter-{name}") for name in ("shown", "sought", "bump", "again")]
         seen = gr.State("")
-    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, mapped, made, shown, *texts, seen)
+    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, mapped, made, shown, *texts, seen=seen)
 
 
 class _Events:
