@@ -70,9 +70,9 @@ def build() -> AdaptersTab:
             mapped = likeness.build()
             made = making.build()
         shown = adapter_page.build()
-        texts = [kept(f"adapter-{name}") for name in ("shown", "sought", "bump", "again")]
+        chosen, sought, bump, again = [kept(f"adapter-{name}") for name in ("shown", "sought", "bump", "again")]
         seen = gr.State("")
-    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, mapped, made, shown, *texts, seen=seen)
+    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, mapped, made, shown, chosen, sought, bump, again, seen)
 
 
 class _Events:
