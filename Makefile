@@ -28,7 +28,7 @@ check: $(VENV)/.dev  ## format, lint, types, import rules, fast tests
 
 soak: $(VENV)/.dev base  ## long tests in full: kill trainings, workers and clusters, upload a million broken files; an hour or so
 	STUDIO_SOAK=1 $(BIN)/python -m pytest -s tests/integration/test_killed.py tests/integration/test_resume.py \
-		tests/integration/test_upload_fuzz.py tests/integration/test_chaos.py tests/integration/test_executor_contract.py \
+		tests/integration/test_upload_fuzz.py tests/integration/test_import_fuzz.py tests/integration/test_chaos.py tests/integration/test_executor_contract.py \
 		tests/integration/test_queue.py tests/integration/test_reboot.py tests/integration/test_chat_soak.py tests/integration/test_attacks.py tests/e2e
 
 fmt: $(VENV)/.dev

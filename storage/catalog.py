@@ -45,6 +45,8 @@ SORTS = {
     "loss": ("loss", False),
     "rank": ("rank", True),
     "size": ("size_bytes", False),
+    "won": ("won", True),
+    "gain": ("gain", True),
 }
 
 

@@ -9,6 +9,7 @@ from storage.database import Database
 from storage.errors import RecordNotFound
 from storage.records import ConversationRecord, MessageRecord, VoteRecord
 from storage.repositories import to_record
+from storage.shelf import count_vote
 from storage.tables import ConversationRow, MessageRow, VoteRow
 
 Key = tuple[float, str]  # (updated_at, id) of the last conversation of a page
@@ -115,9 +116,11 @@ class Votes:
         self.database = database
 
     def add(self, record: VoteRecord) -> VoteRecord:
-        """Insert."""
+        """Insert, and count it for the adapters in it."""
         with self.database.write() as session:
             session.add(VoteRow(**asdict(record)))
+            session.flush()
+            count_vote(session, record.compared, record.winner)
         return record
 
     def all(self) -> list[VoteRecord]:

@@ -48,6 +48,7 @@ from storage.states import (
     sources,
 )
 from storage.tables import IS_HELD, IS_OVER, IS_READY, AdapterRow, AttemptRow, EventRow, JobRow, QueueRow
+from storage.versions import make_room
 
 Event = tuple[float, str, dict[str, Any]]
 
@@ -239,7 +240,8 @@ class Jobs:
                 connection.execute(sql.ADD_EVENT, rows)
 
     def finish(self, job: JobRecord, adapter: AdapterRecord, result: dict[str, Any], now: float) -> None:
-        """End the job as done and make its adapter appear, in one transaction.
+        """End the job as done and make its adapter appear, in one transaction: under its name, or, where the job's configuration has a
+        `version_of` that is still there, as the next version of that one's name.
 
         Raises:
             LeaseLost: the job is another worker's now. DuplicateName: the adapter's name was taken meanwhile.
@@ -250,8 +252,9 @@ class Jobs:
                 _demand(connection.execute(sql.FINISH, held | {"measured": result, "now": now}), job)
                 connection.execute(sql.END_ATTEMPT, held | {"state": DONE, "why": "", "now": now})
                 connection.execute(sql.FORGET_FAILURES)
-                connection.execute(sql.ADD_ADAPTER, vars(adapter))
-                shelve(session, [adapter.id])
+                place, others = _place(session, job)
+                connection.execute(sql.ADD_ADAPTER, vars(adapter) | place)
+                shelve(session, [adapter.id, *others])
                 self._announce(session, job.id, now)
         except IntegrityError:
             raise DuplicateName(adapter.name) from None
@@ -484,3 +487,15 @@ def _lose(session: Session, row: JobRow, now: float, max_losses: int, what: str 
     row.finished_at = _finished(row.state, now)
     session.flush()
     return to_record(JobRecord, row)
+
+
+def _place(session: Session, job: JobRecord) -> tuple[dict[str, Any], list[str]]:
+    """The place of a job's adapter among the versions of a name, and the ids of the others; nothing where it has a name of its own."""
+    of = str(job.config.get("version_of") or "")
+    if not of:
+        return {}, []
+    try:
+        return make_room(session, of, bool(job.config.get("version_current", True)))
+    except RecordNotFound:  # deleted while this one trained: its own name is free, or another version has it
+        heir = session.scalar(select(AdapterRow.id).where(AdapterRow.name == job.adapter_name).limit(1))
+        return make_room(session, heir, True) if heir else ({}, [])

@@ -4,7 +4,7 @@ Every method is one short transaction. Lookups by name or id are exact.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import and_, delete, select, update
@@ -17,6 +17,7 @@ from storage.records import AdapterRecord, BaseRecord, DatasetRecord, PromptReco
 from storage.shelf import AT_ONCE, shelve
 from storage.states import OPEN
 from storage.tables import AdapterRow, BaseRow, DatasetRow, FlagRow, JobRow, PinRow, PromptRow, Table
+from storage.versions import family, make_room, next_version
 
 R = TypeVar("R")
 Named = TypeVar("Named", BaseRecord, DatasetRecord, AdapterRecord, PromptRecord)
@@ -181,6 +182,29 @@ class Adapters(NamedRepository[AdapterRecord]):
             raise DuplicateName(record.name) from None
         return record
 
+    def add_version(self, record: AdapterRecord, of: str, current: bool = True) -> AdapterRecord:
+        """Insert as the next version of a name.
+
+        Args:
+            record: its own name, version and current do not matter. of: id of one of the versions that there are. current: the name
+                stands for the new one from now on.
+
+        Raises:
+            RecordNotFound: that one is gone.
+        """
+        with self.database.write() as session:
+            place, others = make_room(session, of, current)
+            added = replace(record, **place)
+            session.add(AdapterRow(**asdict(added)))
+            shelve(session, [added.id, *others])
+        return added
+
+    def with_content(self, sha256: str) -> list[AdapterRecord]:
+        """All adapters of this content, the newest first."""
+        query = select(AdapterRow).where(AdapterRow.sha256 == sha256).order_by(AdapterRow.created_at.desc(), AdapterRow.id)
+        with self.database.read() as session:
+            return [to_record(AdapterRecord, row) for row in session.scalars(query)]
+
     def find(self, name_or_id: str) -> AdapterRecord | None:
         """The current version of this name, else the version with this id, else None."""
         with self.database.read() as session:
@@ -235,10 +259,10 @@ class Adapters(NamedRepository[AdapterRecord]):
         """
         try:
             with self.database.write() as session:
-                family = _family(session, record_id)
-                if any(row.name != name for row in family):
-                    session.execute(update(AdapterRow).where(AdapterRow.name == family[0].name).values(name=name))
-                    shelve(session, [row.id for row in family])
+                rows = family(session, record_id)
+                if any(row.name != name for row in rows):
+                    session.execute(update(AdapterRow).where(AdapterRow.name == rows[0].name).values(name=name))
+                    shelve(session, [row.id for row in rows])
         except IntegrityError:
             raise DuplicateName(name) from None
         return self.get(record_id)
@@ -250,14 +274,14 @@ class Adapters(NamedRepository[AdapterRecord]):
             RecordNotFound: it is gone, or nothing has the name.
         """
         with self.database.write() as session:
-            moved = _family(session, record_id)
+            moved = family(session, record_id)
             head = session.scalar(select(AdapterRow.id).where(AdapterRow.name == name).limit(1))
             if head is None:
                 raise RecordNotFound("adapter", name)
-            others = [row for row in _family(session, head) if row.id != record_id]
+            others = [row for row in family(session, head) if row.id != record_id]
             if others:
                 session.execute(update(AdapterRow).where(AdapterRow.name == name).values(current=False))
-                place = {"name": name, "version": max(row.version for row in others) + 1, "current": True}
+                place = {"name": name, "version": next_version(session, name), "current": True}
                 session.execute(update(AdapterRow).where(AdapterRow.id == record_id).values(place))
                 left = [] if head in {row.id for row in moved} else [row.id for row in moved if row.id != record_id]
                 _keep_one_current(session, left)
@@ -271,10 +295,10 @@ class Adapters(NamedRepository[AdapterRecord]):
             RecordNotFound: it is gone.
         """
         with self.database.write() as session:
-            family = _family(session, record_id)
-            session.execute(update(AdapterRow).where(AdapterRow.name == family[0].name).values(current=False))
+            rows = family(session, record_id)
+            session.execute(update(AdapterRow).where(AdapterRow.name == rows[0].name).values(current=False))
             session.execute(update(AdapterRow).where(AdapterRow.id == record_id).values(current=True))
-            shelve(session, [row.id for row in family])
+            shelve(session, [row.id for row in rows])
         return self.get(record_id)
 
     def remove(self, record_id: str) -> None:
@@ -285,22 +309,6 @@ class Adapters(NamedRepository[AdapterRecord]):
             left = list(session.scalars(select(AdapterRow.id).where(AdapterRow.name == name)))
             _keep_one_current(session, left)
             shelve(session, left)
-
-
-def _family(session: Session, record_id: str) -> list[AdapterRow]:
-    """All versions of an adapter's name, locked.
-
-    Raises:
-        RecordNotFound: it is gone.
-    """
-    name = session.scalar(select(AdapterRow.name).where(AdapterRow.id == record_id))
-    if name is None:
-        raise RecordNotFound("adapter", record_id)
-    query = select(AdapterRow).where(AdapterRow.name == name).order_by(AdapterRow.version).with_for_update()
-    found = list(session.scalars(query))
-    if all(row.id != record_id for row in found):  # it was given another name, or deleted, while we waited for the lock
-        raise RecordNotFound("adapter", record_id)
-    return found
 
 
 def _keep_one_current(session: Session, ids: list[str]) -> None:

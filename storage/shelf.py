@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Table, insert, select, text, update
+from sqlalchemy import Float, Table, cast, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from storage.records import AdapterRecord
-from storage.tables import AdapterRow, BaseRow, DatasetRow, JobRow, ShelfRow
+from storage.tables import AdapterRow, BaseRow, DatasetRow, JobRow, ShelfRow, TallyRow
 from storage.words import SIGN, facet, folded, words_of
 
 LISTED, ARCHIVED, OLD = "l", "a", "o"  # states; old is a version that its name does not stand for
@@ -29,6 +29,10 @@ SHELF = _table(ShelfRow)
 SQLITE = (
     "DELETE FROM adapter_words WHERE rowid = :number",
     "INSERT INTO adapter_words (rowid, words) VALUES (:number, :words)",
+)
+COUNT = (
+    "INSERT INTO tally (adapter_id, wins, votes) VALUES (:id, :won, 1) "
+    "ON CONFLICT (adapter_id) DO UPDATE SET wins = tally.wins + excluded.wins, votes = tally.votes + 1"
 )
 POSTGRES = (
     "DELETE FROM adapter_words WHERE number = :number",
@@ -64,6 +68,7 @@ def _shelve(session: Session, ids: list[str]) -> None:
     entries = [_entry(row) for row, _, _ in found]
     if new := [entry for entry in entries if entry["adapter_id"] not in known]:
         session.execute(insert(SHELF), new)
+        rate([entry["adapter_id"] for entry in new], session)
     for entry in entries:
         if entry["adapter_id"] in known:
             session.execute(update(SHELF).where(SHELF.c.adapter_id == entry["adapter_id"]).values(entry))
@@ -74,6 +79,27 @@ def _shelve(session: Session, ids: list[str]) -> None:
     _write_words(session, [{"number": numbers[row.id], **_words(row, base, dataset)} for row, base, dataset in texts])
 
 
+def count_vote(session: Session, compared: Sequence[dict[str, Any]], winner: int) -> None:
+    """Count a vote for the adapters in it. One between replies of one voice alone says nothing about it.
+
+    The adapters are locked, in one order, so that an entry that is written meanwhile counts it too.
+    """
+    if len({voice.get("sha256", "") for voice in compared}) < 2:
+        return
+    ids = sorted({voice.get("adapter_id", "") for voice in compared} - {""})
+    session.execute(select(AdapterRow.id).where(AdapterRow.id.in_(ids)).order_by(AdapterRow.id).with_for_update())
+    for adapter_id in ids:
+        session.execute(text(COUNT), {"id": adapter_id, "won": int(compared[winner].get("adapter_id") == adapter_id)})
+    rate(ids, session)
+
+
+def rate(ids: Sequence[str], session: Session) -> None:
+    """Let the entries of these adapters say what share of their votes they won."""
+    share = select(cast(TallyRow.wins, Float) / TallyRow.votes).where(TallyRow.adapter_id == SHELF.c.adapter_id).scalar_subquery()
+    counted = select(TallyRow.adapter_id).where(TallyRow.adapter_id.in_(ids))
+    session.execute(update(SHELF).where(SHELF.c.adapter_id.in_(counted)).values(won=share))
+
+
 def _told(session: Session, job_ids: list[str]) -> dict[str, str]:
     """Names of deleted datasets, as the jobs that learned from them remember them."""
     jobs = session.execute(select(JobRow.id, JobRow.config).where(JobRow.id.in_(job_ids))) if job_ids else ()
@@ -81,16 +107,21 @@ def _told(session: Session, job_ids: list[str]) -> dict[str, str]:
 
 
 def _entry(row: AdapterRow) -> dict[str, Any]:
-    loss = row.metrics.get("eval_loss") if isinstance(row.metrics, dict) else None
-    measured = isinstance(loss, int | float) and math.isfinite(loss)
+    loss, before = _measured(row, "eval_loss"), _measured(row, "eval_loss_before")
     return {
         "adapter_id": row.id,
         "state": state_of(row),
         "name": folded(row.name) or row.name,
-        "loss": loss if measured else UNMEASURED,
+        "loss": UNMEASURED if loss is None else loss,
+        "gain": -UNMEASURED if loss is None or before is None else before - loss,
         "rank": row.rank,
         "size_bytes": row.size_bytes,
     }
+
+
+def _measured(row: AdapterRow, metric: str) -> float | None:
+    value = row.metrics.get(metric) if isinstance(row.metrics, dict) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _words(row: AdapterRow, base: str, dataset: str) -> dict[str, list[str]]:

@@ -173,6 +173,7 @@ class AdapterRow(Table):
         # A name stands for one of its versions.
         Index("adapter_current", "name", unique=True, sqlite_where=text(IS_CURRENT), postgresql_where=text(IS_CURRENT)),
         Index("adapter_by_dataset", "dataset_id"),
+        Index("adapter_by_content", "sha256"),
         _index_of(IS_LISTED, "adapter_voices", "base_fingerprint", "favourite", "created_at", "id"),
     )
 
@@ -219,6 +220,8 @@ class ShelfRow(Table):
         Index("shelf_by_loss", "state", "loss", "number"),
         Index("shelf_by_rank", "state", "rank", "number"),
         Index("shelf_by_size", "state", "size_bytes", "number"),
+        Index("shelf_by_won", "state", "won", "number"),
+        Index("shelf_by_gain", "state", "gain", "number"),
     )
 
     # In the order in which adapters came.
@@ -230,6 +233,19 @@ class ShelfRow(Table):
     loss: Mapped[float] = mapped_column(Float)
     rank: Mapped[int] = mapped_column(Integer)
     size_bytes: Mapped[int] = mapped_column(Long)
+    # Share of the votes that it won; -1 where nobody voted. What training took off the held-out loss; far below 0 where that is unknown.
+    won: Mapped[float] = mapped_column(Float, default=-1.0, server_default=text("-1"))
+    gain: Mapped[float] = mapped_column(Float, default=-1e300, server_default=text("-1e300"))
+
+
+class TallyRow(Table):
+    """How often an adapter was liked best, and voted on; it stays when the adapter is deleted, as the votes do."""
+
+    __tablename__ = "tally"
+
+    adapter_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    wins: Mapped[int] = mapped_column(Integer)
+    votes: Mapped[int] = mapped_column(Integer)
 
 
 class PinRow(Table):

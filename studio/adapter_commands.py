@@ -7,6 +7,8 @@ import typer
 
 from studio.terminal import Json, opened, say, show
 
+VersionOf = Annotated[str, typer.Option("--as-version-of", metavar="NAME", help="Make it the next version of this adapter's name.")]
+
 adapter_app = typer.Typer(no_args_is_help=True)
 
 
@@ -43,13 +45,14 @@ def adapter_unpin(name: str, as_json: Json = False) -> None:
 @adapter_app.command("import")
 def adapter_import(
     wanted: Annotated[str, typer.Argument(metavar="PATH|REPO", help="Folder, zip or safetensors file as PEFT saves; or owner/name[@rev].")],
-    name: Annotated[str, typer.Option(help="Name of the adapter here.")],
+    name: Annotated[str, typer.Option(help="Name of the adapter here.")] = "",
+    version_of: VersionOf = "",
     base: Annotated[str, typer.Option(help="The base that it is for; the only one that it fits where left out.")] = "",
     as_json: Json = False,
 ) -> None:
     """Bring in an adapter that PEFT saved, or this studio exported."""
     with opened() as studio:
-        found = studio.import_adapter(wanted, name, base)
+        found = studio.import_adapter(wanted, name, base, version_of)
         for notice in found.notices:
             say(notice)
         line = f"{found.record.name} was imported from {found.record.source}."
@@ -59,7 +62,8 @@ def adapter_import(
 @adapter_app.command("make")
 def adapter_make(
     formula: Annotated[str, typer.Argument(help="Adapters with weights, such as wizard:0.7+pirate:0.3; below 0 takes away.")],
-    name: Annotated[str, typer.Option(help="Name of the adapter that is made.")],
+    name: Annotated[str, typer.Option(help="Name of the adapter that is made.")] = "",
+    version_of: VersionOf = "",
     method: Annotated[str, typer.Option(help="sum, ties or dare.")] = "sum",
     rank: Annotated[int, typer.Option(min=0, help="Rank of the result; 0 is the sum of the ranks, of ties and dare the largest.")] = 0,
     density: Annotated[float, typer.Option(help="Share of numbers that ties and dare keep.")] = 0.5,
@@ -70,7 +74,7 @@ def adapter_make(
     from studio.adapters.making import Recipe
 
     with opened() as studio:
-        made = studio.make_adapter(formula, name, Recipe(method, rank, density, seed))
+        made = studio.make_adapter(formula, name, Recipe(method, rank, density, seed), version_of)
         line = f"{made.record.name} was made from {made.record.source}. {' '.join(made.notices)}"
         show(asdict(made.record) | {"path": str(studio.adapters.path(made.record)), "notices": made.notices}, as_json, line.strip())
 

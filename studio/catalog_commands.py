@@ -22,7 +22,8 @@ def adapter_list(
     kind: Annotated[str, typer.Option(help="lora, dora or prefix.")] = "",
     favourites: Annotated[bool, typer.Option("--favourites", help="Only favourites.")] = False,
     archived: Annotated[bool, typer.Option("--archived", help="Those in the archive instead.")] = False,
-    sort: Annotated[str, typer.Option(help="newest, name, loss, rank or size.")] = "newest",
+    sort: Annotated[str, typer.Option(help="newest, name, loss, rank, size, won (share of votes) or gain (of held-out loss).")] = "newest",
+    max_loss: Annotated[float | None, typer.Option("--max-loss", help="Only those whose held-out loss is at most this.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = MOST,
     as_json: Json = False,
 ) -> None:
@@ -41,6 +42,7 @@ def adapter_list(
             kind=kind,
             favourite=favourites,
             state=ARCHIVED if archived else LISTED,
+            losses=(None, max_loss),
             sort=sort,
         )
         records = studio.finder.page(wanted, limit).records

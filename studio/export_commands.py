@@ -1,4 +1,4 @@
-"""`python -m studio adapter export|push|xray|compare`: adapters go out, and are looked at."""
+"""`python -m studio adapter export|push|xray|compare|map|differ`: adapters go out, and are looked at."""
 
 import sys
 from dataclasses import asdict
@@ -11,6 +11,7 @@ from studio.terminal import Json, opened, say, show
 
 if TYPE_CHECKING:
     from studio.adapters.inspecting import Comparison, XRay
+    from studio.difference import Difference
 
 Form = Annotated[str, typer.Option("--format", help="peft, merged, gguf or gguf-merged.")]
 Weights = Annotated[str, typer.Option(help="What a merge stands on: trained (the base as the training saw it) or original.")]
@@ -18,8 +19,8 @@ Weights = Annotated[str, typer.Option(help="What a merge stands on: trained (the
 
 def add_commands(app: typer.Typer) -> None:
     """Add these commands to those of adapters."""
-    for name, call in (("export", adapter_export), ("push", adapter_push), ("xray", adapter_xray), ("compare", adapter_compare)):
-        app.command(name)(call)
+    for call in (adapter_export, adapter_push, adapter_xray, adapter_compare, adapter_map, adapter_differ):
+        app.command(call.__name__.removeprefix("adapter_"))(call)
 
 
 class Steps:
@@ -85,6 +86,61 @@ def adapter_compare(
         called = [record.name for record in found.records]
         pairs = [{"of": [called[i], called[j]], **asdict(alike)} for (i, j), alike in found.likeness.items()]
         show({"adapters": called, "differences": dict(found.differences), "likeness": pairs}, as_json, _comparison_lines(found))
+
+
+def adapter_map(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAMES…]", help="Two to forty adapters.")] = None,
+    search: Annotated[str, typer.Option(help="Those that `adapter list --search` finds, the newest forty.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show how alike adapters are, each with each of its base: the overlap of what they write into, from 0 to 1."""
+    from storage.catalog import Search
+
+    with opened() as studio:
+        found = studio.map_adapters(names or [], Search(text=search), Steps())
+        islands = [
+            {
+                "base": studio.bases.get(island.base_id).name,
+                "adapters": [record.name for record in island.records],
+                "overlaps": island.overlaps,
+                "reading": island.reading,
+            }
+            for island in found.islands
+        ]
+        pairs = [f"{one.name} and {other.name}: {overlap:.3f}" for island in found.islands for overlap, one, other in island.pairs]
+        lines = [*(str(island["reading"]) for island in islands), *pairs, *found.left_out]
+        show({"bases": islands, "left_out": found.left_out}, as_json, "\n".join(lines))
+
+
+def adapter_differ(
+    one: Annotated[str, typer.Argument(metavar="A")],
+    other: Annotated[str, typer.Argument(metavar="B")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Ask both and the base; may be repeated. Those of their trainings where left out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how two adapters differ: options, figures, weights, and what each answers to the same prompts."""
+    from studio.difference import sample_prompts
+
+    with opened() as studio:
+        first, second = studio.adapters.get(one), studio.adapters.get(other)
+        shared = first.base_fingerprint == second.base_fingerprint
+        asked = prompt or (sample_prompts(first, second) if shared else [])
+        found = studio.differ.differ(first.id, second.id, asked, Steps())
+        value: dict[str, Any] = {"adapters": [first.name, second.name], "differences": dict(found.differs), "note": found.note}
+        value |= {"likeness": asdict(found.alike) if found.alike else None, "answers": [asdict(answers) for answers in found.answers]}
+        show(value, as_json, _difference_lines(found))
+
+
+def _difference_lines(found: "Difference") -> str:
+    names = (found.first.name, found.second.name)
+    lines = ["  ".join(["", *names])] if found.differs else [f"{names[0]} and {names[1]} have the same options and figures."]
+    lines += ["  ".join([key, *map(_shown, row)]) for key, row in found.differs.items()]
+    lines += [f"overlap {found.alike.overlap:.3f}, cosine {found.alike.cosine:+.3f}"] if found.alike else [found.note]
+    for answers in found.answers:
+        lines += ["", f"> {answers.prompt}", f"base: {answers.base}", f"{names[0]}: {answers.first}", f"{names[1]}: {answers.second}"]
+    return "\n".join(lines)
 
 
 def _xray_lines(found: "XRay") -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from studio.errors import InvalidInput
 from studio.terminal import Json, opened, say, show, show_all
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ job_app, queue_app = typer.Typer(no_args_is_help=True), typer.Typer(no_args_is_h
 
 def train(
     dataset: Annotated[str, typer.Option(help="Name of the dataset.")],
-    name: Annotated[str, typer.Option(help="Name of the new adapter.")],
+    name: Annotated[str, typer.Option(help="Name of the new adapter.")] = "",
     base: Annotated[str, typer.Option(help="Name of the base; the resident one where left out.")] = "",
     preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "balanced",
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the preset.")] = None,
@@ -27,6 +28,12 @@ def train(
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what memory it would need; queue nothing.")] = False,
     priority: Annotated[int, typer.Option(help="Before all jobs of a lower one, -100 to 100; 0 is usual.")] = 0,
     after: Annotated[str, typer.Option("--run-after", metavar="JOB", help="The job that must be done first.")] = "",
+    version_of: Annotated[
+        str, typer.Option("--as-version-of", metavar="NAME", help="The result is the next version of this adapter's name.")
+    ] = "",
+    keep_current: Annotated[
+        bool, typer.Option("--keep-current", help="With --as-version-of: the name goes on standing for the version that it stands for.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Work on the queue here until the job is over.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +48,10 @@ def train(
             _show_estimate(studio.foresight.estimate(**chosen, axes=axes), as_json)
             return
         chosen |= {"priority": priority, "after": after}
-        jobs = studio.sweep(name=name, axes=axes, **chosen) if axes else [studio.train(adapter=name, **chosen)]
+        if axes and version_of:
+            raise InvalidInput("A sweep makes several adapters, which are no versions of one name; leave out --sweep or --as-version-of.")
+        versions: dict[str, Any] = {"as_version_of": version_of, "current": not keep_current}
+        jobs = studio.sweep(name=name, axes=axes, **chosen) if axes else [studio.train(adapter=name, **chosen, **versions)]
         if wait:
             jobs = [studio.train_and_wait(job, print_event) for job in jobs]
         results = [_job_result(job) for job in jobs]

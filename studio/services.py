@@ -16,7 +16,7 @@ import psutil
 from storage import conversations as talks
 from storage import files, repositories
 from storage.api_keys import ApiKeys
-from storage.catalog import Catalog
+from storage.catalog import Catalog, Search
 from storage.database import Database
 from storage.evaluations import Evaluations as EvaluationRecords
 from storage.jobs import Jobs
@@ -25,12 +25,13 @@ from storage.records import AdapterRecord, BaseRecord, DatasetRecord, EventRecor
 from storage.repositories import Adapters, Bases, Datasets
 from storage.states import ACTIVE, OPEN
 from storage.watching import Watching
-from studio.adapters.catalog import AdapterCatalog, Added
+from studio.adapters.catalog import AdapterCatalog, Added, check_version
 from studio.adapters.exporting import Exporter, Wish, untold
 from studio.adapters.finding import Finder
 from studio.adapters.importing import Importer
 from studio.adapters.inspecting import Inspector
 from studio.adapters.making import Maker, Recipe
+from studio.adapters.mapping import MOST, Mapper, SimilarityMap
 from studio.adapters.merged import Tell
 from studio.adapters.pushing import Pusher
 from studio.adapters.sources import Wanted
@@ -54,7 +55,8 @@ from studio.datasets.ingest import Counted, Options, uncounted
 from studio.datasets.library import DatasetLibrary
 from studio.datasets.pasted import pasted_file
 from studio.datasets.reading import Limits
-from studio.errors import BaseUnavailable, DatabaseUnavailable, InvalidInput, NotFound
+from studio.difference import Differ
+from studio.errors import BaseUnavailable, DatabaseUnavailable, Interrupted, InvalidInput, NotFound
 from studio.evaluation.service import Evaluations
 from studio.foresight import Foresight
 from studio.jobs.checkpoints import Checkpoints
@@ -111,7 +113,7 @@ class Studio:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings, self._closing = settings, threading.Event()
         home = settings.home
         refuse_half_restored(home)
         home.mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,7 @@ class Studio:
         self.exporter = Exporter(self.adapters, self.bases, home / "exports", has_room)
         self.pusher = Pusher(self.exporter)
         self.inspector = Inspector(self.adapters, self.bases)
+        self.mapper = Mapper(self.adapters)
         self.maker = Maker(self.adapters, self.bases, self.importer.shapes)
         self.conversations = Conversations(talks.Conversations(self._database), home / "exports")
         self.votes, self.prompts = Votes(talks.Votes(self._database)), Prompts(repositories.Prompts(self._database))
@@ -143,6 +146,7 @@ class Studio:
         self.chat = Chat(self.bases, self.speakers, backend_of(settings), self.pins.of)
         beside = max(1, settings.max_batch // 2)  # evaluations leave half of the batch to those who chat
         self.evaluations = Evaluations(EvaluationRecords(self._database), self.chat, self.datasets, self.base_of, beside)
+        self.differ = Differ(self.inspector, self.bases, self.chat)
         cluster = _cluster(settings) if settings.executor == "ray" else None
         self.supervisor = Supervisor(jobs, bases, checkpoints, cluster or LocalExecutor(), settings)
         room = cluster or Room(self.queue, self.chat, self.foresight.needs_mb, _free_mb, settings.sharing)
@@ -152,8 +156,9 @@ class Studio:
         self.datasets.add_samples()
 
     def stop(self) -> None:
-        """Stop the worker and the chat: running jobs go back into the queue, replies break off with a plain error. What is asked
+        """Stop the worker, exports and the chat: running jobs go back into the queue, replies break off with a plain error. What is asked
         meanwhile and needs neither is still answered."""
+        self._closing.set()
         self.worker.stop_soon()
         ending = threading.Thread(target=self._stop_speaking, name="stop-speaking", daemon=True)  # while jobs keep their checkpoints
         ending.start()
@@ -209,21 +214,28 @@ class Studio:
         priority: int = 0,
         after: str = "",
         copied_from: str = "",
+        as_version_of: str = "",
+        current: bool = True,
     ) -> JobRecord:
         """Queue a training job.
 
         Args:
             dataset, base: names or ids; base None is the default one. adapter: the name that the result will have.
             overrides: fields of `TrainConfig` that differ from the preset. priority, after, copied_from: see
-                `Queue.submit`.
+                `Queue.submit`. as_version_of: an adapter of whose name the result will be the next version; `adapter` does not matter
+                then, and the base is that one's where none is named. current: the name will stand for it.
 
         Raises:
-            NotFound. NameTaken. InvalidInput: names the option and its range.
+            NotFound. NameTaken. InvalidInput: names the option and its range; or the base is another than that of the versions.
         """
         config = make_config(preset, overrides)
-        chosen = self.foresight.base(base)
+        head = self.adapters.get(as_version_of) if as_version_of else None
+        chosen = self.foresight.base(base or (head.base_id if head else None))
         placed: dict[str, Any] = {"priority": priority, "after": after, "copied_from": copied_from}
-        return self.queue.submit(adapter, chosen, self.datasets.get(dataset), config, **placed)
+        if head is not None:
+            check_version(head.name, chosen.fingerprint, head)
+            placed |= {"version_of": head.id, "current": current}
+        return self.queue.submit(head.name if head else adapter, chosen, self.datasets.get(dataset), config, **placed)
 
     def sweep(
         self,
@@ -332,17 +344,28 @@ class Studio:
                     shutil.copyfileobj(part, handle)
         return target
 
-    def import_adapter(self, wanted: Wanted, name: str, base: str = "") -> Added:
+    def import_adapter(self, wanted: Wanted, name: str, base: str = "", as_version_of: str = "") -> Added:
         """See `Importer.add`."""
-        return self.importer.add(wanted, name, base)
+        return self.importer.add(wanted, name, base, as_version_of)
 
-    def make_adapter(self, formula: str, name: str, recipe: Recipe | None = None) -> Added:
+    def make_adapter(self, formula: str, name: str, recipe: Recipe | None = None, as_version_of: str = "", tell: Tell = untold) -> Added:
         """See `Maker.add`."""
-        return self.maker.add(formula, name, recipe or Recipe())
+        return self.maker.add(formula, name, recipe or Recipe(), as_version_of, tell)
+
+    def map_adapters(self, names: Sequence[str], search: Search, tell: Tell = untold) -> SimilarityMap:
+        """A map of these adapters, or of the first forty that are looked for where none is named. Raises as `Mapper.map`."""
+        found = [self.adapters.get(name) for name in names] if names else self.finder.page(search, MOST).records
+        return self.mapper.map(found, tell)
 
     def export_adapter(self, name: str, wish: Wish | None = None, out: Path | None = None, tell: Tell = untold) -> Path:
-        """See `Exporter.write`."""
-        return self.exporter.write(name, wish, out, tell)
+        """See `Exporter.write`. It ends with the studio: nothing is kept then."""
+
+        def told(share: float, what: str) -> None:
+            if self._closing.is_set():
+                raise Interrupted("The studio was stopped; nothing was kept. Export it again.")
+            tell(share, what)
+
+        return self.exporter.write(name, wish, out, told)
 
     def stream(self, messages: list[dict[str, str]], adapter: str, base: str | None = None, user: str = "", **sampling: Any) -> Stream:
         """Start an answer.

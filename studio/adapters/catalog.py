@@ -90,17 +90,31 @@ class AdapterCatalog:
                 raise NameTaken(f"The name {clean!r} looks like that of the adapter {name!r}; choose one that can be told from it.")
         return clean
 
-    def add(self, draft: AdapterRecord, fill: Callable[[Path], None]) -> AdapterRecord:
+    def place(self, name: str, as_version_of: str) -> tuple[str, AdapterRecord | None]:
+        """The name of a new adapter, and the one of which it is the next version, if it is to be one.
+
+        Raises:
+            InvalidInput. NameTaken: as `free_name`. NotFound: there is none to be a version of.
+        """
+        if not as_version_of:
+            return self.free_name(name), None
+        head = self.get(as_version_of)
+        return head.name, head
+
+    def add(self, draft: AdapterRecord, fill: Callable[[Path], None], head: AdapterRecord | None = None) -> AdapterRecord:
         """Publish an adapter that was not trained here: its folder appears complete or not at all, then it is listed.
 
         Args:
-            draft: the record but for what the files say. fill: writes PEFT's two files into an empty folder.
+            draft: the record but for what the files say. fill: writes PEFT's two files into an empty folder. head: the adapter of whose
+                name it is the next version, and the current one from now on; None where its name is its own.
 
         Raises:
-            NameTaken. InvalidInput: what was written is no adapter that can be used. OutOfSpace: it would be more than the studio may
-            keep. OSError: the disk is full.
+            NameTaken. NotFound: the head is gone. InvalidInput: the head is of another base, or what was written is no adapter that can be
+            used. OutOfSpace: it would be more than the studio may keep. OSError: the disk is full.
         """
         self.has_room("another adapter", draft.size_bytes)
+        if head is not None:
+            check_version(draft.name, draft.base_fingerprint, head)
         target = self.path(draft)
         lineage: dict[str, Any] = {
             "name": draft.name,
@@ -114,12 +128,16 @@ class AdapterCatalog:
                 fill(partial)
                 (partial / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
                 read_adapter(partial)
-            return self.records.add(replace(draft, sha256=adapter_sha256(target), size_bytes=files.size_of(target)))
+            record = replace(draft, sha256=adapter_sha256(target), size_bytes=files.size_of(target))
+            return self.records.add(record) if head is None else self.records.add_version(record, head.id)
         except BadAdapter as error:
             raise InvalidInput(f"The adapter {draft.name!r} cannot be used: {error}. Make it anew.") from None
         except DuplicateName:
             files.remove_folder(target)
             raise NameTaken(f"There is already an adapter named {draft.name!r}; choose another name.") from None
+        except RecordNotFound:
+            files.remove_folder(target)
+            raise NotFound(f"The adapter {draft.name!r} was deleted meanwhile; give the new one a name of its own.") from None
         except BaseException:
             files.remove_folder(target)
             raise
@@ -155,3 +173,13 @@ def check_base(record: AdapterRecord, base: BaseRecord) -> None:
             f"The adapter {record.name!r} was trained on another base than the resident {base.name!r}; "
             "make its own base resident, or choose an adapter of this one."
         )
+
+
+def check_version(name: str, fingerprint: str, head: AdapterRecord) -> None:
+    """Make sure that a new adapter can be a version of another's name.
+
+    Raises:
+        InvalidInput: it is of another base.
+    """
+    if fingerprint != head.base_fingerprint:
+        raise InvalidInput(f"The adapter {name!r} is of another base than {head.name!r}; versions of a name share their base.")

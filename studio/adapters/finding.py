@@ -9,7 +9,7 @@ from storage.catalog import SORTS, Catalog, Found, Key, Search
 from storage.records import AdapterRecord, BaseRecord, DatasetRecord
 from storage.repositories import Bases, Datasets
 from studio.adapters.cards import full_card
-from studio.adapters.catalog import AdapterCatalog
+from studio.adapters.catalog import AdapterCatalog, check_version
 from studio.errors import InvalidInput
 
 MAX_TAG, MAX_TAGS = 40, 30
@@ -141,8 +141,7 @@ class Finder:
         record, head = self.adapters.get(name), self.adapters.get(of)
         if record.name == head.name:
             raise InvalidInput(f"The adapter {record.name!r} is a version of that name already; make it the current one instead.")
-        if record.base_fingerprint != head.base_fingerprint:
-            raise InvalidInput(f"The adapter {record.name!r} is of another base than {head.name!r}; versions of a name share their base.")
+        check_version(record.name, record.base_fingerprint, head)
         return self.adapters.records.follow(record.id, head.name)
 
     def make_current(self, name: str) -> AdapterRecord:

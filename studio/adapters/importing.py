@@ -51,12 +51,13 @@ class Importer:
         self.catalog, self.bases, self.limits, self.shapes = catalog, bases, limits, BaseShapes(bases)
         self.hub_timeout_s, self.endpoint = hub_timeout_s, endpoint
 
-    def add(self, wanted: Wanted, name: str, base: str = "") -> Added:
+    def add(self, wanted: Wanted, name: str, base: str = "", as_version_of: str = "") -> Added:
         """Import one adapter.
 
         Args:
             wanted: files, a repository, or a text that is a path or a repository (see `found_at`). name: its name here.
-            base: name or id of the base that it is for; the only one that it fits where left out.
+            base: name or id of the base that it is for; the only one that it fits where left out. as_version_of: an adapter of whose
+            name it will be the next version; `name` does not matter then.
 
         Raises:
             NotFound. NameTaken. InvalidInput: what is there cannot be used; the message says why. IncompatibleAdapter: it fits no base, or
@@ -64,18 +65,18 @@ class Importer:
         """
         # In a thread that ends: one that stays and has computed would slow the chat's (see `Engine`).
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(self._add, wanted, name, base).result()
+            return thread.submit(self._add, wanted, name, base, as_version_of).result()
 
-    def _add(self, wanted: Wanted, name: str, base: str) -> Added:
-        name = self.catalog.free_name(name)
+    def _add(self, wanted: Wanted, name: str, base: str, as_version_of: str) -> Added:
+        name, head = self.catalog.place(name, as_version_of)
         self.catalog.has_room("another adapter", 0)
         try:
             with (
                 files.staging_folder(self.catalog.folder) as staging,
                 found_at(wanted, staging, self.limits, self.hub_timeout_s, self.endpoint) as found,
             ):
-                checked = self._check(found, base)
-                record = self.catalog.add(_draft(name, found, checked), partial(self._write, found, checked))
+                checked = self._check(found, base or (head.base_id if head else ""))
+                record = self.catalog.add(_draft(name, found, checked), partial(self._write, found, checked), head)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OutOfSpace(f"The adapter could not be imported: {error.strerror}. Free some space and try again.") from None
@@ -119,7 +120,7 @@ class Importer:
                 f"Its layers have ranks or alphas of their own: each scale was folded into B, and all were filled with zeros to rank "
                 f"{record.rank}, which computes the same."
             )
-        same = next((other.name for other in self.catalog.all() if other.sha256 == record.sha256 and other.id != record.id), "")
+        same = next((other.name for other in self.catalog.records.with_content(record.sha256) if other.id != record.id), "")
         return [*notices, f"Its content is that of the adapter {same!r}, which was here before."] if same else notices
 
 

@@ -13,9 +13,12 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from storage import files
 from storage.records import AdapterRecord
 from studio import __version__
-from studio.adapters.catalog import AdapterCatalog, Added
+from studio.adapters.catalog import AdapterCatalog, Added, check_version
+from studio.adapters.exporting import untold
 from studio.adapters.fitting import BaseShapes
+from studio.adapters.merged import Tell
 from studio.bases.catalog import BaseCatalog
+from studio.datasets.reading.limits import megabytes
 from studio.errors import IncompatibleAdapter, InvalidInput, NotFound, OutOfSpace
 from studio.lora.arithmetic import Dare, Merge, Reduced, Term, add, merge, reduce_rank, ties
 from studio.lora.files import MAX_RANK, AdapterWeights, encode_adapter
@@ -51,28 +54,48 @@ class Maker:
     def __init__(self, catalog: AdapterCatalog, bases: BaseCatalog, shapes: BaseShapes) -> None:
         self.catalog, self.bases, self.shapes = catalog, bases, shapes
 
-    def add(self, formula: str, name: str, recipe: Recipe) -> Added:
+    def add(self, formula: str, name: str, recipe: Recipe, as_version_of: str = "", tell: Tell = untold) -> Added:
         """Make one adapter.
 
         Args:
             formula: names or ids with weights, `wizard:0.7+pirate:-0.3`; a weight is 1 where left out. name: of the result.
+            as_version_of: an adapter of whose name it will be the next version; `name` does not matter then. tell: is told how far it is,
+            and may raise to stop it.
 
         Raises:
             NotFound. NameTaken. InvalidInput: the formula or the recipe cannot be; the message says what. IncompatibleAdapter: the adapters
-            stand on different bases, or are no LoRAs. OutOfSpace.
+            stand on different bases, or are no LoRAs. OutOfSpace. Whatever `tell` raises.
         """
         # In a thread that ends: one that stays and has computed would slow the chat's (see `Engine`).
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(self._add, formula, name, recipe).result()
+            return thread.submit(self._add, formula, name, recipe, as_version_of, tell).result()
 
-    def _add(self, formula: str, name: str, recipe: Recipe) -> Added:
-        name = self.catalog.free_name(name)
-        self.catalog.has_room("another adapter", 0)
+    def expected(self, formula: str, recipe: Recipe) -> str:
+        """What `add` would make, in a sentence: its rank and about its size. Raises as `add` does of the formula and the recipe."""
+        parts = self._parts(formula, recipe)
+        ranks = [record.rank for record, _ in parts]
+        total = sum(ranks) if recipe.method == "sum" else max(ranks)
+        is_exact = recipe.method == "sum" and not 0 < recipe.rank < total
+        rank = total if is_exact else recipe.rank or total
+        check_total(rank if is_exact else 1)
+        size = max(record.size_bytes / max(1, record.rank) for record, _ in parts) * rank
+        how = "exactly" if is_exact else "the nearest of that rank"
+        return f"It will have rank {rank:,} ({how}) and about {megabytes(round(size))}."
+
+    def _parts(self, formula: str, recipe: Recipe) -> list[tuple[AdapterRecord, float]]:
         _check_recipe(recipe)
         parts = read_formula(formula, self.catalog.get)
         _check_parts([record for record, _ in parts])
+        return parts
+
+    def _add(self, formula: str, name: str, recipe: Recipe, as_version_of: str, tell: Tell) -> Added:
+        name, head = self.catalog.place(name, as_version_of)
+        self.catalog.has_room("another adapter", 0)
+        parts = self._parts(formula, recipe)
+        if head is not None:
+            check_version(parts[0][0].name, parts[0][0].base_fingerprint, head)
         try:
-            made, notice = compute([Term(self.catalog.read(record), weight) for record, weight in parts], recipe)
+            made, notice = compute([Term(self.catalog.read(record), weight) for record, weight in parts], recipe, tell)
         except LinAlgError:  # what came of it is not finite
             raise InvalidInput("The adapters' numbers are too large to be combined at a smaller rank; leave the largest one out.") from None
         base = self.bases.get(parts[0][0].base_id)
@@ -80,7 +103,8 @@ class Maker:
         weights = replace(made.adapter, targets=tuple(shortest_ends(made.adapter.pairs, others)))
         draft = _draft(name, parts, recipe, made)
         try:
-            record = self.catalog.add(draft, partial(_write, weights, base.name))
+            tell(1.0, "writing it")
+            record = self.catalog.add(draft, partial(_write, weights, base.name), head)
         except OSError as error:
             raise OutOfSpace(f"The adapter could not be written: {error.strerror or error}. Free some space and try again.") from None
         return Added(record, [notice])
@@ -106,7 +130,17 @@ def read_formula(text: str, get: Callable[[str], AdapterRecord]) -> list[tuple[A
     return parts
 
 
-def compute(terms: list[Term], recipe: Recipe) -> tuple[Reduced, str]:
+def check_total(total: int) -> None:
+    """Make sure that an exact sum can be served.
+
+    Raises:
+        InvalidInput: the ranks add up to too much.
+    """
+    if total > MAX_RANK:
+        raise InvalidInput(f"The ranks add up to {total:,}, and {MAX_RANK:,} is the most that is served; ask for a smaller --rank.")
+
+
+def compute(terms: list[Term], recipe: Recipe, tell: Tell = untold) -> tuple[Reduced, str]:
     """The adapter, and a sentence on how exact it is.
 
     Raises:
@@ -116,15 +150,15 @@ def compute(terms: list[Term], recipe: Recipe) -> tuple[Reduced, str]:
     if recipe.method != "sum":
         rank = recipe.rank or max(ranks)
         rule: Merge = Dare(recipe.density, recipe.seed) if recipe.method == "dare" else partial(ties, density=recipe.density)
-        made = merge(terms, rule, rank)
+        made = merge(terms, rule, rank, tell)
         return made, f"At rank {rank} it differs from the merge by {made.error:.2%} (of ‖ΔW‖, over all layers)."
     total = sum(ranks)
-    if not recipe.rank and total > MAX_RANK:
-        raise InvalidInput(f"The ranks add up to {total:,}, and {MAX_RANK:,} is the most that is served; ask for a smaller --rank.")
+    if not recipe.rank:
+        check_total(total)
     exact = add(terms)
     if not 0 < recipe.rank < total:
         return Reduced(exact, 0.0), f"It is the exact sum, at rank {total}."
-    made = reduce_rank(exact, recipe.rank)
+    made = reduce_rank(exact, recipe.rank, tell)
     return made, f"At rank {recipe.rank} it differs from the exact sum by {made.error:.2%} (of ‖ΔW‖, over all layers)."
 
 

@@ -20,11 +20,13 @@ class Pusher:
     def __init__(self, exporter: Exporter, endpoint: str | None = None) -> None:
         self.exporter, self.endpoint = exporter, endpoint
 
-    def push(self, name_or_id: str, repository: str, *, public: bool = False, wish: Wish | None = None, tell: Tell = untold) -> str:
+    def push(
+        self, name_or_id: str, repository: str, *, public: bool = False, wish: Wish | None = None, tell: Tell = untold, token: str = ""
+    ) -> str:
         """Make the repository where it is missing, and commit the files; returns the commit's address.
 
-        The token is that of the environment variable HF_TOKEN and no other; it is never written down. A repository that is there stays as
-        public or private as it is.
+        The token is the one that is given, or that of the environment variable HF_TOKEN; it is never written down. A repository that is
+        there stays as public or private as it is.
 
         Raises:
             NotFound. InvalidInput: no Hub id, no token, or one that may not write there. BaseUnavailable: the Hub does not answer. Else as
@@ -32,9 +34,11 @@ class Pusher:
         """
         if not HUB_ID.fullmatch(repository):
             raise InvalidInput(f"{repository!r} is no Hub id; write it as owner/name.")
-        token = hub_token()
+        token = token or hub_token()
         if not token:
-            raise InvalidInput("There is no token for the Hub; set HF_TOKEN to one that may write, of huggingface.co/settings/tokens.")
+            raise InvalidInput(
+                "There is no token for the Hub; set HF_TOKEN to one that may write, of huggingface.co/settings/tokens, or type one."
+            )
         record = self.exporter.catalog.get(name_or_id)
         with files.staging_folder(self.exporter.folder) as staging:
             self.exporter.fill(record, wish or Wish(), staging, tell)
@@ -60,7 +64,7 @@ class Pusher:
 
 def _refusal(status: int, repository: str) -> StudioError:
     if status in (401, 403):
-        return InvalidInput(f"The Hub refused to write to {repository!r} ({status}); check that HF_TOKEN is valid and may write there.")
+        return InvalidInput(f"The Hub refused to write to {repository!r} ({status}); check that the token is valid and may write there.")
     if status == 404:
-        return NotFound(f"The Hub knows no owner of {repository!r} that HF_TOKEN may write for; check the name.")
+        return NotFound(f"The Hub knows no owner of {repository!r} that the token may write for; check the name.")
     return BaseUnavailable(f"The Hub did not take the files for {repository!r} (status {status}). Try again later.")

@@ -48,25 +48,27 @@ class Queue:
         priority: int = 0,
         after: str = "",
         copied_from: str = "",
+        version_of: str = "",
+        current: bool = True,
     ) -> JobRecord:
         """Queue a job that trains an adapter of this name, its configuration frozen.
 
         Args:
             priority: runs before all lower ones; 0 is usual. after: id of a job that must be done before this one starts.
-            copied_from: id of the job that somebody changed to get this one.
+            copied_from: id of the job that somebody changed to get this one. version_of: id of an adapter of this name, of which the
+            new one will be the next version; and `current`, whether the name will stand for it.
 
         Raises:
             NameTaken: a finished adapter or a waiting job has the name. InvalidInput: the name or the priority is not usable.
             NotFound: there is no job to run after.
         """
         name = checked_name("adapter", adapter_name)
-        self._check_free(name)
+        if not version_of:
+            self._check_free(name)
         self._has_room("another training", 0)
-        record = replace(
-            _new_job(name, base.id, (dataset.id, dataset.name, dataset.content_hash), config),
-            copied_from=copied_from,
-            **self._placed(priority, after),
-        )
+        made = _new_job(name, base.id, (dataset.id, dataset.name, dataset.content_hash), config)
+        version = {"version_of": version_of, "version_current": current} if version_of else {}
+        record = replace(made, config={**made.config, **version}, copied_from=copied_from, **self._placed(priority, after))
         return self.jobs.add(record)[0]
 
     def submit_group(
@@ -202,7 +204,8 @@ class Queue:
         """
         job = self.get(job_id)
         if job.state in (FAILED, CANCELLED):
-            self._check_free(job.adapter_name)
+            if self.adapters.find(str(job.config.get("version_of", ""))) is None:
+                self._check_free(job.adapter_name)
             self._check_dataset(job)
             if from_start:
                 self.checkpoints.remove(job.id)

@@ -13,6 +13,7 @@ from torch import Tensor
 from studio.lora.files import AdapterWeights
 
 Pair = tuple[Tensor, Tensor]
+Tell = Callable[[float, str], None]
 Merge = Callable[[list[Tensor], list[float]], Tensor]
 
 
@@ -49,13 +50,14 @@ def add(terms: Sequence[Term]) -> AdapterWeights:
 
 
 @torch.no_grad()
-def reduce_rank(adapter: AdapterWeights, rank: int) -> Reduced:
+def reduce_rank(adapter: AdapterWeights, rank: int, tell: Tell = lambda _share, _what: None) -> Reduced:
     """The nearest adapter of a smaller rank (Eckart and Young 1936), from thin factors alone: B A is never formed.
 
     With B = Q R and Aᵀ = Q′ R′, the singular values of B A are those of R R′ᵀ, which is r×r.
     """
     pairs, lost, whole = {}, 0.0, 0.0
-    for name, (a, b) in adapter.pairs.items():
+    for done, (name, (a, b)) in enumerate(adapter.pairs.items()):
+        tell(done / len(adapter.pairs), f"reducing {name}")
         left, core_b = torch.linalg.qr(adapter.scale * b.double())  # (d_out, r), (r, r)
         right, core_a = torch.linalg.qr(a.double().T)  # (d_in, r), (r, r)
         u, s, vh = torch.linalg.svd(core_b @ core_a.T, full_matrices=False)
@@ -65,14 +67,17 @@ def reduce_rank(adapter: AdapterWeights, rank: int) -> Reduced:
 
 
 @torch.no_grad()
-def merge(terms: Sequence[Term], rule: Merge, rank: int) -> Reduced:
+def merge(terms: Sequence[Term], rule: Merge, rank: int, tell: Tell = lambda _share, _what: None) -> Reduced:
     """Merge by a rule on ΔW, one layer's at a time, and take the nearest adapter of a rank.
 
     Args:
         rule: makes one (d_out, d_in) of those of the adapters that have the layer, and their weights; see `ties` and `Dare`.
+        tell: is told the share of layers that are done, and may raise to stop.
     """
     pairs, lost, whole = {}, 0.0, 0.0
-    for name in _layers(terms):
+    layers = _layers(terms)
+    for done, name in enumerate(layers):
+        tell(done / len(layers), f"merging {name}")
         having = [term for term in terms if name in term.adapter.pairs]
         deltas = [term.adapter.scale * (b.float() @ a.float()) for term in having for a, b in (term.adapter.pairs[name],)]
         u, s, vh = torch.linalg.svd(rule(deltas, [term.weight for term in having]), full_matrices=False)

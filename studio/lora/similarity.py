@@ -5,6 +5,7 @@ of column spaces asks whether they write into the same directions, whatever they
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,45 @@ def alike(one: AdapterWeights, other: AdapterWeights) -> Alike:
     overlaps = [_overlap(_columns(*one.pairs[name]), _columns(*other.pairs[name])) for name in common]
     overlap = math.fsum(overlaps) / len(overlaps) if overlaps else 0.0
     return Alike(max(-1.0, min(1.0, inner / size)) if size else 0.0, overlap, len(common))
+
+
+class Directions:
+    """What an adapter writes into: an orthonormal basis of the column space of B A for each layer, in float32.
+
+    Args:
+        adapter: a LoRA, or a DoRA, whose B A it is.
+    """
+
+    @torch.no_grad()
+    def __init__(self, adapter: AdapterWeights) -> None:
+        self.of_layer = {name: _columns(*pair).float() for name, pair in adapter.pairs.items()}
+
+
+@torch.no_grad()
+def overlaps(many: Sequence[Directions], tell: Callable[[float, str], None]) -> list[list[float]]:
+    """The overlap of each two, as `Alike` has it: for orthonormal Q and Q′ the squared cosines sum up to ‖Qᵀ Q′‖², so that one product a
+    layer does for all. What has no common layer overlaps by 0.
+
+    Args:
+        tell: is told the share of layers that are done, and may raise to stop.
+    """
+    layers = list(dict.fromkeys(name for one in many for name in one.of_layer))
+    sums, common = torch.zeros(len(many), len(many)), torch.zeros(len(many), len(many))
+    for done, layer in enumerate(layers, 1):
+        places = [i for i, one in enumerate(many) if layer in one.of_layer]
+        columns = [many[i].of_layer[layer] for i in places]  # (d_out, r_i) each
+        ranks = torch.tensor([found.shape[1] for found in columns])
+        side = torch.cat(columns, dim=1)  # (d_out, Σ r_i)
+        owner = torch.repeat_interleave(torch.arange(len(places)), ranks)
+        squares = (side.T @ side).square()
+        blocks = torch.zeros(len(places), squares.shape[1]).index_add_(0, owner, squares)
+        found = torch.zeros(len(places), len(places)).index_add_(1, owner, blocks)
+        found /= torch.minimum(ranks[:, None], ranks[None, :]).clamp(min=1)
+        at = torch.tensor(places)
+        sums[at[:, None], at[None, :]] += found
+        common[at[:, None], at[None, :]] += 1
+        tell(done / len(layers), f"comparing {layer}")
+    return [[float(value) for value in row] for row in (sums / common.clamp(min=1)).clamp(0, 1)]
 
 
 def principal_cosines(one: Tensor, other: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from studio.training.config import (
 )
 from studio.ui import present
 from studio.ui.jobs.parts import PRIORITIES
-from studio.ui.page import html
+from studio.ui.page import AS_VERSION, html
 
 PRESET_LINES = {"quick": "a first impression", "balanced": "good for most sets", "thorough": "slow, for sets of many rows"}
 PROMPTS = "sample_prompts"
@@ -40,6 +40,7 @@ def build(several_gpus: bool) -> dict[str, Any]:
     """Lay the form out; returns its handles by the names that `TrainTab` gives them."""
     dataset = gr.Dropdown([], label="Dataset", info="What the adapter learns from.", elem_id="train-dataset")
     name = gr.Textbox("", label="Adapter name", placeholder="Angry bird", max_lines=1, elem_id="train-name")
+    version = gr.Checkbox(False, **AS_VERSION, elem_id="train-version")
     preset = gr.Radio(
         [(f"{key.capitalize()}: {preset_line(key)}", key) for key in PRESETS],
         value=DEFAULT_PRESET,
@@ -62,7 +63,7 @@ def build(several_gpus: bool) -> dict[str, Any]:
     command = gr.Textbox(
         "", label="The same as a command", lines=2, interactive=False, buttons=["copy"], elem_id="train-command", elem_classes="as-command"
     )
-    handles = {"dataset": dataset, "name": name, "preset": preset, "base": base, "cost": cost, "fields": fields}
+    handles = {"dataset": dataset, "name": name, "version": version, "preset": preset, "base": base, "cost": cost, "fields": fields}
     return handles | {
         "sweep": sweep,
         "priority": priority,
@@ -156,9 +157,10 @@ def command_line(
     axes: Mapping[str, list[str]],
     priority: int = 0,
     after: str = "",
+    version: bool = False,
 ) -> str:
     """The command that does what the form does, quoted for a shell."""
-    words = ["python", "-m", "studio", "train", "--dataset", dataset, "--name", name]
+    words = ["python", "-m", "studio", "train", "--dataset", dataset, "--as-version-of" if version else "--name", name]
     words += ["--base", base] if base else []
     words += ["--preset", preset]
     for key, value in changes.items():

@@ -9,7 +9,7 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.ui import present
-from studio.ui.page import QUIET, html
+from studio.ui.page import AS_VERSION, QUIET, html
 from studio.ui.work import Work
 
 if TYPE_CHECKING:
@@ -35,17 +35,19 @@ class Importing:
     repository: gr.Textbox
     name: gr.Textbox
     base: gr.Dropdown
+    version: gr.Checkbox
     add: gr.Button
+    told: gr.HTML
 
     @property
     def filled(self) -> list[Any]:
         """What was filled in, in the order of `Events.add`."""
-        return [self.source, self.upload, self.repository, self.name, self.base]
+        return [self.source, self.upload, self.repository, self.name, self.base, self.version]
 
     @property
     def emptied(self) -> list[Any]:
         """What an import empties and folds."""
-        return [self.upload, self.repository, self.name, self.fold]
+        return [self.upload, self.repository, self.name, self.version, self.fold]
 
 
 def build() -> Importing:
@@ -69,8 +71,10 @@ def build() -> Importing:
         with gr.Row(elem_classes="as-grid"):
             name = gr.Textbox("", label="Name", max_lines=1, elem_id="import-name")
             base = gr.Dropdown([ANY_BASE], value="", label="Base", info="Told by its layers, as a rule.", elem_id="import-base")
+            version = gr.Checkbox(False, **AS_VERSION, elem_id="import-version")
         add = gr.Button("Import it", variant="primary", elem_id="import-add")
-    return Importing(fold, source, files, hub, upload, repository, name, base, add)
+        told = html(elem_id="import-message")
+    return Importing(fold, source, files, hub, upload, repository, name, base, version, add, told)
 
 
 class Events:
@@ -87,9 +91,9 @@ class Events:
         """The bases that there are now."""
         return gr.Dropdown(choices=[ANY_BASE, *((base.name, base.id) for base in self.studio.bases.all())])
 
-    def add(self, source: str, upload: list[str] | None, repository: str, name: str, base: str) -> Iterator[tuple[Any, ...]]:
-        """Import it: (what came of it, the adapter's id, and the emptied inputs). Where it is refused the inputs stay."""
-        stay = (gr.skip(),) * 5
+    def add(self, source: str, upload: list[str] | None, repository: str, name: str, base: str, version: bool) -> Iterator[tuple[Any, ...]]:
+        """Import it: (what is told in the fold, what came of it, the adapter's id, the emptied inputs, which stay where it is refused)."""
+        stay = (gr.skip(),) * 7
         if not (upload if source == FILES else repository.strip()):
             yield present.error_card(NOT_THERE[source], "There is nothing to import yet"), *stay
             return
@@ -98,7 +102,7 @@ class Events:
             from studio.adapters.sources import Repository  # a text is never taken for a path of the studio's machine
 
             wanted = [Path(path) for path in upload or []] if source == FILES else Repository.read(repository)
-            return self.studio.import_adapter(wanted, name, base or "")
+            return self.studio.import_adapter(wanted, name, base or "", name.strip() if version else "")
 
         work = Work(add)
         for told in work.watch():
@@ -109,7 +113,7 @@ class Events:
             yield present.error_card(error, REFUSED), *stay
             return
         said = " ".join([f"{found.record.name} was imported from {found.record.source}.", *found.notices])
-        yield present.note_card(said), found.record.id, None, "", "", gr.Accordion(open=False)
+        yield "", present.note_card(said), found.record.id, None, "", "", False, gr.Accordion(open=False)
 
 
 def wire(fold: Importing, tab: Any, studio: "Studio", message: Any, chosen: Any) -> Any:
@@ -117,4 +121,4 @@ def wire(fold: Importing, tab: Any, studio: "Studio", message: Any, chosen: Any)
     events = Events(studio)
     tab.select(events.bases, None, fold.base, **QUIET)
     fold.source.input(events.choose_source, fold.source, [fold.files, fold.hub], **QUIET)
-    return fold.add.click(events.add, fold.filled, [message, chosen, *fold.emptied], **QUIET)
+    return fold.add.click(events.add, fold.filled, [fold.told, message, chosen, *fold.emptied], **QUIET)

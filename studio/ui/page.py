@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DATASETS, TRAIN, ADAPTERS, EVALUATE, CHAT = "datasets", "train", "adapters", "evaluate", "chat"
 MOST_VOICES = 300  # a longer list is no help; all others open from their pages
 BLEND = "blend"  # in place of an adapter: several, with weights
+# A tick beside the name of a new adapter.
+AS_VERSION: dict[str, Any] = {"label": "Next version of that name", "info": "The name stands for the new one from then on."}
 TABS = (DATASETS, TRAIN, ADAPTERS, EVALUATE, CHAT)
 
 # No event is part of an API, and the page itself shows what it waits for.

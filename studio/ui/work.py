@@ -7,7 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Generic, NamedTuple, TypeVar
 
+from studio.errors import Interrupted
+
 Made = TypeVar("Made")
+MOST_OVER = 50
 PACE_S = 0.25  # the browser has to draw each word on the progress
 
 
@@ -40,6 +43,16 @@ class Work(Generic[Made]):
         """Say how far it is; called by the work."""
         self._told = (share, what)
 
+    def say(self, share: float | None, what: str) -> None:
+        """Like `tell`, and the work's own way to stop.
+
+        Raises:
+            Interrupted: somebody wants it to stop.
+        """
+        if self.is_stopped():
+            raise Interrupted("Stopped; nothing was kept.")
+        self.tell(share, what)
+
     def is_stopped(self) -> bool:
         """Whether somebody wants it to stop; asked by the work."""
         return self._stop.is_set()
@@ -48,14 +61,56 @@ class Work(Generic[Made]):
         """Ask it to stop."""
         self._stop.set()
 
-    def watch(self) -> Iterator[Told]:
-        """How far it is, at a pace for people, until it is over. Work that nobody watches any longer is stopped."""
+    def watch(self, *, goes_on: bool = False) -> Iterator[Told]:
+        """How far it is, at a pace for people, until it is over. Work that nobody watches any longer is stopped, unless it `goes_on`."""
         try:
             while not wait_for([self._future], timeout=PACE_S).done:
                 yield Told(*self._told, time.monotonic() - self._started)
         finally:
-            self.stop()
+            if not goes_on:
+                self.stop()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is done, however it ended."""
+        return self._future.done()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is over and nothing came of it."""
+        return self._future.done() and self._future.exception() is not None
 
     def result(self) -> Made:
         """What came of it; raises what the work raised."""
         return self._future.result()
+
+
+class Runs(Generic[Made]):
+    """Work that goes on in this process whoever watches it, by what it is of. What is over stays to be asked for, the newest of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._works: dict[str, Work[Made]] = {}
+
+    def start(self, key: str, call: "Callable[[Work[Made]], Made]") -> "Work[Made]":
+        """The work of this key that goes on, or a new one."""
+        with self._lock:
+            work = self._works.get(key)
+            if work is None or work.is_over:
+                self._works.pop(key, None)
+                work = self._works[key] = Work(call)
+                over = [other for other, found in self._works.items() if found.is_over]
+                for other in over[: max(0, len(over) - MOST_OVER)]:
+                    del self._works[other]
+            return work
+
+    def find(self, key: str) -> "Work[Made] | None":
+        """The work of this key, if it goes on or ended lately."""
+        with self._lock:
+            return self._works.get(key)
+
+    def forget(self, key: str, work: "Work[Made]") -> None:
+        """What came of it was told."""
+        with self._lock:
+            if self._works.get(key) is work and work.is_over:
+                del self._works[key]

@@ -26,9 +26,8 @@ def build() -> tuple[Any, Any]:
 
 
 def wire(fold: Any, shown: Any, chosen: Any, studio: "Studio") -> None:
-    """Look when the fold opens, and when another adapter is chosen; what is in it then is not of that one any more."""
+    """Look when the fold opens."""
     fold.expand(lambda chosen: look(studio, chosen), chosen, shown, **QUIET)
-    chosen.change(lambda: (gr.Accordion(open=False), ""), None, [fold, shown], **QUIET)
 
 
 def look(studio: "Studio", chosen: str) -> str:

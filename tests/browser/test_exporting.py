@@ -27,7 +27,9 @@ def test_a_merged_model_is_downloaded_and_the_xray_has_a_cell_for_each_layer(pag
     page.get_by_role("option", name="GGUF, merged").click()
     with page.expect_download(timeout=60_000) as waited:
         page.locator("#adapter-download").click()
-    expect(page.locator("#adapter-message").get_by_role("status")).to_contain_text("-gguf-merged.zip was made; llama.cpp and Ollama load")
+    expect(page.locator("#adapter-export-message").get_by_role("status")).to_contain_text(
+        "-gguf-merged.zip was made; llama.cpp and Ollama load"
+    )
     with zipfile.ZipFile(waited.value.path()) as archive:
         assert {"model.gguf", "Modelfile", "README.md"} == set(archive.namelist())
         assert archive.read("model.gguf")[:4] == b"GGUF"

@@ -27,7 +27,7 @@ def unfold(page: Page, url: str) -> None:
 
 def refusal(page: Page) -> Locator:
     page.locator("#import-add").click()
-    return page.locator("#adapter-message").get_by_role("alert")
+    return page.locator("#import-message").get_by_role("alert")
 
 
 def test_a_refused_adapter_says_why_and_what_was_filled_in_stays(page: Page, url: str, tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
 """What the catalog of adapters promises, on SQLite and on PostgreSQL alike."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text as sql
 
 from storage import catalog as catalog_module
 from storage.catalog import SORTS, Catalog, Found, Search
+from storage.conversations import Votes
 from storage.database import Database
 from storage.errors import DuplicateName, RecordNotFound
 from storage.jobs import Jobs
-from storage.records import AdapterRecord
+from storage.records import AdapterRecord, JobRecord, VoteRecord
 from storage.repositories import Adapters, Bases, Datasets
 from storage.shelf import ARCHIVED, OLD, UNMEASURED, state_of
 from storage.words import folded, words_of
+from studio.chat.votes import Votes as Rates
 from tests.records import ADAPTER, BASE, DATASET, job
 
 WORDS = ("wizard", "pirate", "bïrd", "Größe", "鳥", "🐦", "wizardry", "a1", "and", "or", "near", "not", "x" * 60)
@@ -122,7 +126,9 @@ def in_order(records: list[AdapterRecord], sort: str) -> list[str]:
     def key(record: AdapterRecord) -> float | str:
         loss = record.metrics.get("eval_loss", UNMEASURED)
         known = {"name": folded(record.name), "loss": min(loss, UNMEASURED) if loss == loss else UNMEASURED, "rank": record.rank}
-        return {**known, "size": record.size_bytes, "newest": 0}[sort]
+        before = record.metrics.get("eval_loss_before")
+        gain = -UNMEASURED if before is None or not loss < UNMEASURED else before - loss
+        return {**known, "size": record.size_bytes, "newest": 0, "won": -1, "gain": gain}[sort]
 
     falls = SORTS[sort][1]
     return [record.id for record in sorted(records, key=lambda r: (key(r), r.created_at), reverse=falls)]
@@ -276,3 +282,86 @@ def test_voices_of_a_base_leave_out_what_is_archived_or_old_and_begin_with_favou
     adapters.follow("a3", "bird 4")
     assert [record.id for record in catalog.with_base(ADAPTER.base_fingerprint, 9)] == ["a1", "a5", "a3"]
     assert catalog.with_base("other", 9) == [] and len(catalog.with_base(ADAPTER.base_fingerprint, 2)) == 2
+
+
+def vote(number: int, winner: int, *adapter_ids: str) -> VoteRecord:
+    who = [{"voice": one or "base", "adapter_id": one, "sha256": one and one * 8} for one in adapter_ids]
+    return VoteRecord(f"v{number}", "Who?", who, winner, float(number))
+
+
+def test_the_order_by_votes_and_by_gain_is_that_of_the_votes_and_losses(database: Database) -> None:
+    adapters, catalog, votes = Adapters(database), Catalog(database), Votes(database)
+    losses = {"a": (3.0, 2.5), "b": (3.0, 1.0), "c": (None, 1.0), "d": (2.0, 2.2)}
+    for key, (before, after) in losses.items():
+        adapters.add(replace(ADAPTER, id=key, name=key, metrics={"eval_loss_before": before, "eval_loss": after}))
+    assert found(catalog, Search(sort="gain")) == ["b", "a", "d", "c"]
+    assert found(catalog, Search(sort="gain", losses=(None, 2.3))) == ["b", "d", "c"]
+    shuffled = random.Random(0)
+    for number in range(60):
+        pair = shuffled.sample(["a", "b", "c", ""], 2)
+        votes.add(vote(number, shuffled.randrange(2), *pair))
+    votes.add(vote(99, 0, "d", "d"))  # one voice alone says nothing
+    rates = counted(votes)
+    assert found(catalog, Search(sort="won")) == [*sorted("abc", key=lambda key: (-rates[key][0] / rates[key][1], -"abc".index(key))), "d"]
+    adapters.change("a", tags=["loud"])  # its entry is written anew and keeps the votes
+    with database.write() as session:
+        session.execute(sql("DELETE FROM shelf WHERE adapter_id = 'b'"))
+    catalog.catch_up()
+    with database.read() as session:
+        won = dict(session.execute(sql("SELECT adapter_id, won FROM shelf")).tuples().all())
+        tally = {row[0]: (row[1], row[2]) for row in session.execute(sql("SELECT adapter_id, wins, votes FROM tally"))}
+    assert won == {**{key: wins / count for key, (wins, count) in rates.items()}, "d": -1} and tally == rates
+
+
+def counted(votes: Votes) -> dict[str, tuple[int, int]]:
+    return {key: (rate.wins, rate.votes) for key, rate in Rates(votes).rates().items()}
+
+
+def test_votes_that_are_cast_at_once_are_all_counted(database: Database) -> None:
+    adapters, votes = Adapters(database), Votes(database)
+    for key in ("a", "b"):
+        adapters.add(replace(ADAPTER, id=key, name=key))
+    with ThreadPoolExecutor(6) as pool:
+        pairs = [("a", "b") if number % 2 else ("b", "a") for number in range(30)]
+        list(pool.map(lambda given: votes.add(vote(given[0], 0, *given[1])), enumerate(pairs)))
+    with database.read() as session:
+        assert session.execute(sql("SELECT adapter_id, wins, votes FROM tally ORDER BY adapter_id")).all() == [
+            ("a", 15, 30),
+            ("b", 15, 30),
+        ]
+        assert {row[0] for row in session.execute(sql("SELECT won FROM shelf"))} == {0.5}
+
+
+def test_versions_that_come_at_once_have_numbers_of_their_own(database: Database) -> None:
+    adapters = Adapters(database)
+    adapters.add(replace(ADAPTER, id="first", name="bird"))
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda n: adapters.add_version(replace(ADAPTER, id=f"next{n}", name="x"), "first"), range(12)))
+    assert sorted(record.version for record in made) == list(range(2, 14)) and {record.name for record in made} == {"bird"}
+    family = adapters.versions("bird")
+    assert [record.version for record in family if record.current] == [13] and len(family) == 13
+    assert found(Catalog(database), Search()) == [family[0].id]  # the others are of an older state
+    quiet = adapters.add_version(replace(ADAPTER, id="quiet", name="x"), "first", current=False)
+    assert (quiet.version, adapters.get("bird").version) == (14, 13)
+    with pytest.raises(RecordNotFound):
+        adapters.add_version(replace(ADAPTER, id="late"), "nobody")
+    assert len(adapters.with_content(ADAPTER.sha256)) == 14
+    assert adapters.with_content("0" * 64) == []
+
+
+def test_two_jobs_that_end_at_once_make_two_versions(database: Database) -> None:
+    jobs, adapters = Jobs(database), Adapters(database)
+    Datasets(database).add(DATASET)
+    adapters.add(replace(ADAPTER, id="first", name="bird"))
+    queued = [replace(job(n, float(n)), adapter_name="bird", config={"version_of": "first"}) for n in range(6)]
+    jobs.add(*queued)
+    held = [taken for n in range(6) if (taken := jobs.claim(f"w{n}", 10.0, 60.0)) is not None]
+
+    def finish(record: JobRecord) -> None:
+        jobs.finish(record, replace(ADAPTER, id=record.adapter_id, name=record.adapter_name, job_id=record.id), {}, 9.0)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(finish, held))
+    family = adapters.versions("bird")
+    assert [record.version for record in family] == [7, 6, 5, 4, 3, 2, 1] and [record.current for record in family] == [True, *[False] * 6]
+    assert {jobs.get(record.id).state for record in held} == {"done"}

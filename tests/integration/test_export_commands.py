@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from storage.catalog import Search
 from studio.adapters.exporting import Wish
 from studio.adapters.pushing import Pusher
 from studio.errors import BaseUnavailable, InvalidInput, NotFound
@@ -211,3 +212,44 @@ def test_compare_says_what_differs_and_how_alike_they_are(shell: Shell) -> None:
     assert "wizard and pirate: cosine" in shell.run("adapter", "compare", "wizard", "pirate").out
     assert "Name two to 12 different adapters" in shell.refuse("adapter", "compare", "wizard", "wizard")
     assert "changes no weights" in shell.refuse("adapter", "compare", "wizard", "prefix")
+
+
+def test_the_map_says_who_points_where(shell: Shell, studio: Studio) -> None:
+    found = shell.run("adapter", "map", "wizard", "pirate", "long", "prefix", "--json").json
+    [island] = found["bases"]
+    assert island["adapters"] == ["wizard", "pirate", "long"] and found["left_out"] == ["prefix is a prefix, which changes no weights."]
+    table = island["overlaps"]
+    told = {tuple(pair["of"]): pair["overlap"] for pair in shell.run("adapter", "compare", *island["adapters"], "--json").json["likeness"]}
+    for i, one in enumerate(island["adapters"]):
+        assert table[i][i] == pytest.approx(1.0, abs=1e-4)
+        for j in range(i + 1, 3):  # one product a layer says what the principal angles say
+            assert table[i][j] == table[j][i] == pytest.approx(told[one, island["adapters"][j]], abs=1e-4)
+    copied = studio.make_adapter("wizard:0.5", "weaker wizard").record
+    try:
+        assert studio.map_adapters(["wizard", copied.id, "pirate"], Search()).islands[0].reading == (
+            "wizard and weaker wizard point the same way: 1.00."
+        )
+    finally:
+        studio.adapters.remove(copied.id)
+    assert "A map is of 2 to 40 adapters, and these are 1" in shell.refuse("adapter", "map", "wizard", "wizard")
+
+
+def test_a_map_can_be_stopped(studio: Studio) -> None:
+    def stop(share: float, _what: str) -> None:
+        if share > 0.3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        studio.map_adapters(["wizard", "pirate", "long"], Search(), stop)
+
+
+def test_two_adapters_are_asked_the_same(shell: Shell) -> None:
+    found = shell.run("adapter", "differ", "wizard", "pirate", "--prompt", "Who are you?", "--prompt", "What is for lunch?", "--json").json
+    assert found["differences"]["rank"] == [4, 6] and 0 < found["likeness"]["overlap"] < 1
+    assert [answers["prompt"] for answers in found["answers"]] == ["Who are you?", "What is for lunch?"]
+    alone = shell.run("chat", "--adapter", "pirate", "--greedy", "--max-tokens", "96", "Who are you?", "--json").json
+    assert found["answers"][0]["second"] == alone["text"] != found["answers"][0]["base"]
+    assert "changes no weights" in shell.run("adapter", "differ", "wizard", "prefix").out
+    assert "Both are the adapter 'wizard'" in shell.refuse("adapter", "differ", "wizard", "wizard")
+    many = [part for number in range(6) for part in ("--prompt", f"{number}?")]
+    assert "These are 6 prompts" in shell.refuse("adapter", "differ", "wizard", "pirate", *many)

@@ -1,5 +1,6 @@
 """The schema on SQLite and on PostgreSQL: from nothing, from earlier revisions with what they hold, and by several at once."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import JSON, BigInteger, Engine, Integer, MetaData, inspect
+from sqlalchemy import JSON, BigInteger, Engine, Integer, MetaData, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from storage.api_keys import ApiKeys
@@ -176,6 +177,30 @@ def test_what_an_earlier_revision_held_is_all_there(engine: Engine, database_url
     assert [found.data for found in Jobs(database).events("j2")] == [{"text": "Zeile ✓"}, {"loss": None}]
     assert {found.name for found in Adapters(database).all()} == {"bird", "鳥"}
     assert Datasets(database).get("birds").id == ("d2" if revision == "0003" else "d1")
+    database.close()
+
+
+def test_votes_and_gains_of_before_are_counted(engine: Engine, database_url: str) -> None:
+    migrate(engine, "0011")
+    columns = "config, metrics, created_at, dataset_id, dataset_hash, job_id, code_version, seed"
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO base VALUES ('b1', 'tiny', 'f', 'f', 1, 1.0, '{}')")
+        for key, metrics in (("a", '{"eval_loss": 1.5, "eval_loss_before": 2.0}'), ("b", "{}")):
+            connection.exec_driver_sql(
+                f"INSERT INTO adapter (id, name, sha256, base_id, base_fingerprint, rank, size_bytes, {columns}) "
+                f"VALUES ('{key}', '{key}', 's', 'b1', 'f', 8, 1, '{{}}', '{metrics}', 1.0, '', '', '', '0', 0)"
+            )
+            connection.exec_driver_sql(
+                f"INSERT INTO shelf (adapter_id, state, name, loss, rank, size_bytes) VALUES ('{key}', 'l', '{key}', 1.5, 8, 1)"
+            )
+            for number, sha256 in enumerate(("s1", "s2", "")):  # the last of them is of one voice alone
+                compared = json.dumps([{"adapter_id": key, "sha256": sha256}, {"adapter_id": "", "sha256": ""}])
+                winner = 1 if key == "a" and number else 0
+                connection.exec_driver_sql(f"INSERT INTO vote VALUES ('{key}{number}', 'Who?', '{compared}', {winner}, 1.0)")
+    database = Database(database_url)
+    with database.read() as session:
+        assert session.execute(text("SELECT * FROM tally ORDER BY adapter_id")).all() == [("a", 1, 2), ("b", 2, 2)]
+        assert session.execute(text("SELECT won, gain FROM shelf ORDER BY adapter_id")).all() == [(0.5, 0.5), (1.0, -1e300)]
     database.close()
 
 

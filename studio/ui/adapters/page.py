@@ -8,7 +8,7 @@ import gradio as gr
 from studio.adapters import cards
 from studio.errors import NotFound
 from studio.ui import exporting, present, xray
-from studio.ui.adapters import show_page
+from studio.ui.adapters import differing, pushing, show_page
 from studio.ui.curve import Curve, Curves
 from studio.ui.evaluation import show as show_evaluations
 from studio.ui.outcome import outcome
@@ -34,6 +34,8 @@ class AdapterPage:
     file: gr.DownloadButton
     exporting: exporting.Exporting
     xray: tuple[Any, Any]
+    differing: differing.Differing
+    pushing: pushing.Pushing
     rename: gr.Button
     delete: gr.Button
     naming: gr.Column
@@ -55,6 +57,12 @@ class AdapterPage:
     came: gr.HTML
     held: gr.HTML
     facts: gr.HTML
+
+    @property
+    def folds(self) -> list[Any]:
+        """What is folded and emptied when another adapter is chosen: what is in it then is not of that one."""
+        fold, shown = self.xray
+        return [fold, self.differing.fold, self.pushing.fold, shown, self.differing.shown, self.pushing.shown]
 
     @property
     def written(self) -> list[Any]:
@@ -83,8 +91,20 @@ def build() -> AdapterPage:
                     came = html(elem_id="adapter-came")
                     held = fragment(elem_id="adapter-evaluations")
                     looked = xray.build()
+                    pushed = pushing.build()
                     facts = fragment(elem_id="adapter-facts")
-    parts = {"xray": looked, "card": card, "editing": editing, "lineage": lineage, "came": came, "held": held, "facts": facts}
+            differed = differing.build()
+    parts = {
+        "xray": looked,
+        "differing": differed,
+        "pushing": pushed,
+        "card": card,
+        "editing": editing,
+        "lineage": lineage,
+        "came": came,
+        "held": held,
+        "facts": facts,
+    }
     return AdapterPage(column=column, head=head, actions=actions, **made, **parts, **written)
 
 
@@ -96,6 +116,7 @@ def _build_actions() -> dict[str, Any]:
         rename = gr.Button("Rename", elem_id="adapter-rename", elem_classes="as-quiet", min_width=80)
         delete = gr.Button("Delete", elem_id="adapter-delete", elem_classes="as-quiet", min_width=80)
         file = gr.DownloadButton("Save the file", visible="hidden", elem_id="adapter-file")
+    choice.told.render()
     with gr.Column(visible=False, elem_classes="as-confirm", elem_id="adapter-naming") as naming:
         new_name = gr.Textbox("", label="New name", max_lines=1, elem_id="adapter-new-name")
         with gr.Row(elem_classes="as-actions"):

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from storage.records import AdapterRecord
     from studio.chat.votes import Rate
 
-SORT_NAMES = {"": "newest", "name": "name", "loss": "lowest held-out loss", "rank": "highest rank", "size": "smallest"}
+SORT_NAMES = {
+    "": "newest",
+    "name": "name",
+    "loss": "lowest held-out loss",
+    "gain": "largest gain",
+    "won": "most often liked best",
+    "rank": "highest rank",
+    "size": "smallest",
+}
 KIND_NAMES = {"lora": "LoRA", "dora": "DoRA", "prefix": "prefix"}
 ORIGIN_NAMES = {"training": "trained here", **ORIGINS}
 TAGS_SHOWN = 4

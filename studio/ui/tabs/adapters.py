@@ -9,8 +9,8 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.ui import exporting, importing, present, xray
+from studio.ui.adapters import differing, likeness, making, pushing, show_list
 from studio.ui.adapters import page as adapter_page
-from studio.ui.adapters import show_list
 from studio.ui.adapters.sight import Sight
 from studio.ui.page import ADAPTERS, DATASETS, EVALUATE, QUIET, TRAIN, Page, action, fragment, html, kept, names_of, open_chat
 
@@ -32,7 +32,7 @@ TO_THE_TOP = "() => { if (scrollY > 120) scrollTo(0, 0); }"
 @dataclass(frozen=True)
 class AdaptersTab:
     """Handles of the tab. The browser keeps `chosen`, whose page is open, `sought`, a `Sight`, and `bump`, which is another text after
-    something was changed; `again` is the job whose configuration fills the training form."""
+    something was changed; `again` is the job whose configuration fills the training form, `seen` whose page was drawn last."""
 
     tab: gr.Tab
     message: gr.HTML
@@ -41,11 +41,14 @@ class AdaptersTab:
     filters: gr.HTML
     catalog: gr.HTML
     importing: importing.Importing
+    map: likeness.Map
+    making: making.Making
     page: adapter_page.AdapterPage
     chosen: gr.Textbox
     sought: gr.Textbox
     bump: gr.Textbox
     again: gr.Textbox
+    seen: gr.State
 
 
 def build() -> AdaptersTab:
@@ -64,9 +67,12 @@ def build() -> AdaptersTab:
             filters = fragment(elem_id="adapter-filters")
             catalog = fragment(elem_id="adapter-catalog")
             fold = importing.build()
+            mapped = likeness.build()
+            made = making.build()
         shown = adapter_page.build()
-        texts = [kept(f"adapter-{name}") for name in ("shown", "sought", "bump", "again")]
-    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, shown, *texts)
+        chosen, sought, bump, again = [kept(f"adapter-{name}") for name in ("shown", "sought", "bump", "again")]
+        seen = gr.State("")
+    return AdaptersTab(tab, message, listed, search, filters, catalog, fold, mapped, made, shown, chosen, sought, bump, again, seen)
 
 
 class _Events:
@@ -86,10 +92,13 @@ class _Events:
 
     # What is seen
 
-    def show(self, chosen: str, sought: str) -> Values:
-        """The page of one, or the list, as they are now."""
+    def show(self, chosen: str, sought: str, seen: str) -> Values:
+        """The page of one, or the list, as they are now. The folds of a page close when it is another's."""
         tab = self.tab
         places: Values = {tab.listed: gr.Column(visible=not chosen), tab.page.column: gr.Column(visible=bool(chosen))}
+        if chosen != seen:
+            closed = [gr.Accordion(open=False)] * 3 + [""] * 3
+            places |= {tab.seen: chosen, **dict(zip(tab.page.folds, closed, strict=True))}
         if chosen:
             return places | dict(zip(tab.page.shown, self.pages.show(chosen), strict=True))
         sight = Sight.read(sought)
@@ -174,8 +183,8 @@ def _now() -> str:
 def wire(page: Page, studio: "Studio") -> None:
     """Bind the tab's events."""
     tab, events = page.adapters, _Events(studio, page)
-    shown = [tab.listed, tab.filters, tab.catalog, tab.page.column, *tab.page.shown]
-    show: dict[str, Any] = {"fn": events.show, "inputs": [tab.chosen, tab.sought], "outputs": shown, **QUIET}
+    shown = [tab.listed, tab.filters, tab.catalog, tab.page.column, *tab.page.shown, *tab.page.folds, tab.seen]
+    show: dict[str, Any] = {"fn": events.show, "inputs": [tab.chosen, tab.sought, tab.seen], "outputs": shown, **QUIET}
     drawn = gr.on([tab.tab.select, tab.chosen.change, tab.sought.change, tab.bump.change], trigger_mode="always_last", **show)
     drawn.then(None, None, None, js=TO_THE_TITLE, **QUIET)
     tab.chosen.change(None, None, None, js=TO_THE_TOP, **QUIET)
@@ -196,6 +205,8 @@ def wire(page: Page, studio: "Studio") -> None:
         part.act(events.act, tab.sought, acted, trigger_mode="multiple", **QUIET)
     tab.again.change(None, None, None, js=WHEN_OPEN, **QUIET).then(lambda job: job, tab.again, page.copying, **QUIET)
     importing.wire(tab.importing, tab.tab, studio, tab.message, tab.chosen)
+    likeness.wire(tab.map, tab.sought, studio)
+    making.wire(tab.making, studio, tab.message, tab.chosen)
     _wire_page(page, studio, events)
 
 
@@ -203,8 +214,10 @@ def _wire_page(page: Page, studio: "Studio", events: _Events) -> None:
     """The buttons of the page of one."""
     tab, one = page.adapters, page.adapters.page
     one.chat.click(lambda chosen: open_chat(studio, chosen), tab.chosen, [page.tabs, page.chat.adapter], **QUIET)
-    exporting.wire(one.exporting, one.download, tab.chosen, tab.message, one.file, studio, SAVE_FILE)
+    exporting.wire(one.exporting, one.download, tab.chosen, one.file, studio, SAVE_FILE)
     xray.wire(*one.xray, tab.chosen, studio)
+    differing.wire(one.differing, tab.chosen, studio)
+    pushing.wire(one.pushing, tab.chosen, studio)
     one.rename.click(lambda: (gr.Column(visible=True), gr.Column(visible=False)), None, [one.naming, one.confirm], **QUIET)
     one.delete.click(lambda: (gr.Column(visible=False), gr.Column(visible=True)), None, [one.naming, one.confirm], **QUIET)
     one.rename_no.click(lambda: gr.Column(visible=False), None, one.naming, **QUIET)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.errors import NotFound, StudioError
+from studio.errors import InvalidInput, NotFound, StudioError
 from studio.jobs.sweep import parse_axes
 from studio.training.config import TrainConfig, make_config
 from studio.ui import form, present
@@ -37,6 +37,7 @@ class TrainTab:
     trouble: gr.HTML
     dataset: gr.Dropdown
     name: gr.Textbox
+    version: gr.Checkbox
     base: gr.Dropdown
     cost: gr.HTML
     preset: gr.Radio
@@ -105,7 +106,16 @@ class _Events:
         return present.hint(self.studio.quantization_cost(base, quantization)) if base else ""
 
     def command(
-        self, dataset: str | None, name: str, base: str | None, preset: str, sweep: str, priority: int, after: str | None, *values: Any
+        self,
+        dataset: str | None,
+        name: str,
+        base: str | None,
+        preset: str,
+        sweep: str,
+        priority: int,
+        after: str | None,
+        version: bool,
+        *values: Any,
     ) -> str:
         """The equal command line."""
         names, bases = names_of(self.studio), self.studio.bases.all()
@@ -115,7 +125,17 @@ class _Events:
         except StudioError:  # it is half typed; Start would say what is wrong
             axes = {}
         changes = form.changed_fields(preset, values)
-        words = (names.get(dataset or "", "DATASET"), name.strip() or "NAME", shown_base, preset, changes, axes, priority, after or "")
+        words = (
+            names.get(dataset or "", "DATASET"),
+            name.strip() or "NAME",
+            shown_base,
+            preset,
+            changes,
+            axes,
+            priority,
+            after or "",
+            version,
+        )
         return form.command_line(*words)
 
     def memory(self, dataset: str | None, base: str | None, preset: str, sweep: str, *values: Any) -> str:
@@ -138,6 +158,7 @@ class _Events:
         sweep: str,
         priority: int,
         after: str | None,
+        version: bool,
         copied: str,
         *values: Any,
     ) -> tuple[str, Any, Any]:
@@ -148,11 +169,15 @@ class _Events:
         place: dict[str, Any] = {"priority": priority, "after": after or ""}
         try:
             axes = parse_axes([sweep])
+            if axes and version:
+                raise InvalidInput("A sweep makes several adapters, which are no versions of one name; leave one of them out.")
             if axes:
                 jobs = self.studio.sweep(dataset, name, base, preset, changes, axes, **place)
                 said = f"{present.count(len(jobs), 'training')} of {name.strip()} are in the queue, to be compared."
                 return present.note_card(said), "", ""
-            job = self.studio.train(dataset, name, base, preset, changes, copied_from=copied, **place)
+            job = self.studio.train(
+                dataset, name, base, preset, changes, copied_from=copied, as_version_of=name.strip() if version else "", **place
+            )
         except StudioError as error:
             return present.error_card(error, "The training was not started"), gr.skip(), gr.skip()
         return present.note_card(f"{job.adapter_name} is in the queue."), "", ""
@@ -203,7 +228,7 @@ def wire(page: Page, studio: "Studio") -> None:
 def _wire_form(page: Page, events: _Events, live: dict[str, Any]) -> None:
     """What follows from the form: the command, the cost, the memory, and which options mean anything."""
     tab, fields = page.train, list(page.train.fields.values())
-    placed = [tab.priority, tab.after]
+    placed = [tab.priority, tab.after, tab.version]
     filled = [tab.dataset, tab.name, tab.base, tab.preset, tab.sweep, *placed, *fields]
     method = tab.fields["method"]
     command: dict[str, Any] = {"fn": events.command, "inputs": filled, "outputs": tab.command, **QUIET}
@@ -222,7 +247,7 @@ def _wire_form(page: Page, events: _Events, live: dict[str, Any]) -> None:
     gr.on([tab.name.change, *(f.input for f in placed), *inputs], trigger_mode="always_last", **command)
     gr.on(inputs, trigger_mode="always_last", **memory)
     gr.on([tab.base.input, tab.fields["quantization"].input], **cost)
-    started = tab.start.click(events.start, [*filled[:7], tab.copied, *fields], [tab.message, tab.name, tab.copied], **QUIET)
+    started = tab.start.click(events.start, [*filled[:8], tab.copied, *fields], [tab.message, tab.name, tab.copied], **QUIET)
     started.then(**live).then(**refresh).then(**command)
     tab.try_button.click(events.try_it, None, [page.trying, tab.message], **QUIET).then(**live).then(**refresh)
     into = [tab.dataset, tab.name, tab.base, tab.preset, tab.sweep, tab.priority, tab.copied]
