@@ -76,12 +76,13 @@ def findings(found: Sequence[Finding]) -> str:
 
 def _group(mend: str, ones: Sequence[Finding]) -> str:
     rows = "".join(
-        f'<p class="as-finding">{esc(one.what)} <span class="as-hint">{esc(one.where)}{_size(one)}</span></p>' for one in ones[:MOST_SHOWN]
+        f'<p class="as-kept-finding">{esc(one.what)} <span class="as-hint">{esc(one.where)}{_size(one)}</span></p>'
+        for one in ones[:MOST_SHOWN]
     )
-    more = f'<p class="as-finding">and {len(ones) - MOST_SHOWN:,} more</p>' if len(ones) > MOST_SHOWN else ""
+    more = f'<p class="as-kept-finding">and {len(ones) - MOST_SHOWN:,} more</p>' if len(ones) > MOST_SHOWN else ""
     offer = MENDS[mend][:1].upper() + MENDS[mend][1:]
     act = button(f"{offer} ({len(ones)})", "mend", mend) if mend in DOABLE else hint(f"{offer}.")
-    return f'<div class="as-findings">{rows}{more}{act}</div>'
+    return f'<div class="as-kept-findings">{rows}{more}{act}</div>'
 
 
 def _size(one: Finding) -> str:

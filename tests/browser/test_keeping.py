@@ -28,7 +28,7 @@ def test_a_backup_is_downloaded_and_what_was_forgotten_is_mended(page: Page, tin
     expect(fold.get_by_role("status")).to_contain_text("was made")
     fold.get_by_role("button", name="Check quickly").click()
     mend = fold.get_by_role("button", name="Move it into lost/ (1)")
-    expect(fold.locator(".as-findings").filter(has_text="Move it")).to_contain_text("datasets/forgotten")
+    expect(fold.locator(".as-kept-findings").filter(has_text="Move it")).to_contain_text("datasets/forgotten")
     mend.click()
     expect(fold.get_by_role("status").first).to_contain_text("datasets/forgotten was moved to lost/datasets-forgotten-")
     assert not forgotten.exists() and len(list((tiny_home / "lost").iterdir())) == 1

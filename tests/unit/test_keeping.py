@@ -51,7 +51,7 @@ def test_every_mend_is_said_and_those_that_can_be_done_have_a_button() -> None:
     assert [mend for mend in MENDS if f'data-action="mend" data-id="{mend}"' in text] == list(DOABLE)
     assert "Everything is as it should be." in show_keeping.findings([])
     many = show_keeping.findings([found[0]] * 60)
-    assert "and 10 more" in many and many.count("as-finding") == 52
+    assert "and 10 more" in many and many.count("as-kept-finding") == 52
 
 
 def test_the_overview_escapes_names_and_offers_acts_to_the_own_machine_alone() -> None:
