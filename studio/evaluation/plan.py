@@ -25,12 +25,12 @@ METRICS = {
     for metric in (
         Metric("loss", "Loss", "mean nats of a trained token, as training has it", "{:.4f}", is_loss=True),
         Metric("perplexity", "Perplexity", "e to the loss", "{:,.2f}", is_loss=True),
-        Metric("accuracy", "Token accuracy", "share of the trained tokens that were the likeliest one", "{:.1%}"),
+        Metric("accuracy", "Accuracy", "share of the trained tokens that were the likeliest one", "{:.1%}"),
         Metric("rouge1", "ROUGE-1", "words that answer and reference share (F-measure)", "{:.1%}"),
         Metric("rouge2", "ROUGE-2", "pairs of words that they share (F-measure)", "{:.1%}"),
         Metric("rougeL", "ROUGE-L", "longest common sequence of words (F-measure)", "{:.1%}"),
         Metric("chrf", "chrF", "characters that they share (chrF2, 0 to 100)", "{:.1f}"),
-        Metric("exact", "Exact match", "share of the answers that are the reference, but for case, punctuation and articles", "{:.1%}"),
+        Metric("exact", "Exact", "share of the answers that are the reference, but for case, punctuation and articles", "{:.1%}"),
         Metric("f1", "F1", "words that they share, as SQuAD counts them", "{:.1%}"),
     )
 }

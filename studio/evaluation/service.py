@@ -117,18 +117,13 @@ class Evaluations:
         Raises:
             NotFound: it, its dataset or a voice is gone. InvalidInput: it runs or is done.
         """
-        run = self._run(evaluation_id, tell)
-        thread = threading.Thread(target=self._work, args=(run,), name=f"evaluation-{run.record.id[:6]}", daemon=True)
-        with self._lock:
-            self._runs[run.record.id] = run, thread
-        thread.start()
-        return run.record
+        return self._begin(evaluation_id, tell)[0]
 
     def finish(self, evaluation_id: str, tell: Tell = untold) -> Result:
         """Run an evaluation to its end, and wait for that. Raises as `start` does."""
-        record = self.start(evaluation_id, tell)
+        record, thread = self._begin(evaluation_id, tell)
         try:
-            self._runs[record.id][1].join()
+            thread.join()
         except BaseException:
             self.stop(record.id)
             raise
@@ -225,6 +220,14 @@ class Evaluations:
             return range(len(store))
         adapters = [record for one in chosen for record, _ in one.parts]
         return held_out_rows(store, found, adapters, load_tokenizer(self.chat.bases.path(base), base.name))
+
+    def _begin(self, evaluation_id: str, tell: Tell) -> tuple[EvaluationRecord, threading.Thread]:
+        run = self._run(evaluation_id, tell)
+        thread = threading.Thread(target=self._work, args=(run,), name=f"evaluation-{run.record.id[:6]}", daemon=True)
+        with self._lock:
+            self._runs[run.record.id] = run, thread
+        thread.start()
+        return run.record, thread
 
     def _run(self, evaluation_id: str, tell: Tell) -> Run:
         """An evaluation that is ours from now on."""

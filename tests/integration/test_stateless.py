@@ -403,3 +403,8 @@ def test_the_chat_and_its_http_api_speak_through_it(tmp_path: Path, tiny_base: P
     studio.close()
     assert not stateless._bases.get((str(studio.bases.path(studio.bases.get("tiny"))), "fp32"))
     assert Failed("NotFound", "x") == pickle.loads(pickle.dumps(Failed("NotFound", "x"))) and "spaces" in sys.modules
+
+
+def test_losses_of_given_rows_are_refused_in_a_sentence(backend: StatelessBackend) -> None:
+    with pytest.raises(StudioError, match=r"computes no losses of given rows; leave loss out, or set STUDIO_BACKEND=engine"):
+        backend.score([])

@@ -22,6 +22,7 @@ from studio.chat.vllm import Folders, VllmBackend, _logprobs, request_body
 from studio.chat.vllm_server import VllmServer
 from studio.datasets.rendering import prompt_ids
 from studio.errors import BaseUnavailable, ContextTooLong, InvalidInput, NotFound, StudioError
+from studio.evaluation.plan import Plan
 from studio.lora.files import AdapterWeights, adapter_sha256, encode_adapter, read_adapter
 from studio.services import Studio
 from tests.conftest import tiny_settings
@@ -397,3 +398,17 @@ def test_the_page_opens_and_says_what_is_wrong_and_a_training_puts_nothing_aside
     assert (studio.status().quantization, studio.status().quantization_cost) == ("on a vLLM server", "")
     with pytest.raises(StudioError, match="STUDIO_BACKEND=engine"):
         studio.probe(HELLO, "wizard")
+
+
+def test_an_evaluation_writes_answers_and_says_that_there_are_no_losses(studio: Studio, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"What is {i}?", "completion": f"It is {i}."}) for i in range(3)))
+    studio.datasets.add([path], "rows")
+    refused = studio.evaluations.finish(studio.evaluations.add("rows", ["wizard"], Plan(metrics=("loss", "f1"))).id).record
+    assert refused.state == "failed" and "A vLLM server is not asked for the losses" in refused.reason
+    answers = Plan(metrics=("chrf",), max_tokens=8)
+    found = studio.evaluations.finish(studio.evaluations.add("rows", ["base", "wizard"], answers).id)
+    assert found.record.state == "done" and found.done == 6 and not any(voice.errors for voice in found.voices)
+    asked = [{"role": "user", "content": "What is 0?"}]
+    [first, second] = studio.evaluations.read(found.record.id, 0, 1)[0][1]
+    assert first.answer == studio.reply(asked, "base", max_tokens=8, temperature=0.0).text != second.answer
