@@ -96,11 +96,13 @@ class Exporter:
                 shutil.copyfile(path, target / path.name)
         else:
             self._fill_from_base(record, base, wish, target, tell)
-        (target / CARD_FILE).write_text(self.card(record.id, wish), encoding="utf-8")
+        (target / CARD_FILE).write_text(self._card(record, wish), encoding="utf-8")
 
     def card(self, name_or_id: str, wish: Wish) -> str:
         """The card that goes out with an export. Raises NotFound."""
-        record = self.catalog.get(name_or_id)
+        return self._card(self.catalog.get(name_or_id), wish)
+
+    def _card(self, record: AdapterRecord, wish: Wish) -> str:
         return export_card(record, self.bases.get(record.base_id), wish.form, _weights_sentence(record, wish))
 
     def _write(self, record: AdapterRecord, wish: Wish, out: Path | None, tell: Tell) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from storage.api_keys import ApiKeys
-from storage.database import Database
+from storage.database import Database, revisions
 from storage.dump import dump, is_empty, loading, snapshot
 from storage.errors import BadDump
 from storage.jobs import Jobs
@@ -104,17 +104,23 @@ def test_keys_stay_hashed(database: Database) -> None:
     assert key.encode() not in copy and b"a program" in copy
 
 
+LATER = ("evaluation", "evaluation_voice", "evaluation_case", "evaluation_answer", "tally")  # tables since 0011
+
+
 def test_a_copy_of_an_older_schema_is_brought_up_to_date(tmp_path: Path, other_url: str) -> None:
     old = Database(f"sqlite:///{tmp_path / 'old.db'}")
     fill(old)
     lines = copy_of(old).splitlines(keepends=True)
     # What the studio wrote before migration 0011: adapters without versions, tags and cards.
     older = [json.dumps({"schema": "0010"}).encode() + b"\n"]
-    columns: list[str] = []
+    columns, table = list[str](), ""
     for line in lines[1:]:
         value = json.loads(line)
         if isinstance(value, dict) and "table" in value:
             columns, table = value["columns"], value["table"]
+        if table in LATER and value != {"end": True}:
+            continue
+        if isinstance(value, dict) and "table" in value:
             dropped = range(columns.index("version"), len(columns)) if table == "adapter" else range(0)
             value["columns"] = [name for i, name in enumerate(columns) if i not in dropped]
         elif isinstance(value, list):
@@ -123,7 +129,7 @@ def test_a_copy_of_an_older_schema_is_brought_up_to_date(tmp_path: Path, other_u
     new = load(other_url, b"".join(older))
     assert Adapters(new).get("bird").version == 1 and Adapters(new).get("bird").current
     with new.engine.connect() as connection:
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0011"
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == max(revisions())
     new.close()
     old.close()
 
@@ -145,7 +151,7 @@ def changed(copy: bytes, table: str, change: Callable[[dict[str, Any]], None]) -
 
 HOSTILE_COPIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda copy: b"", "not as the studio writes one"),
-    "newer": (lambda copy: copy.replace(b'"0011"', b'"9999"', 1), "'9999' is not known"),
+    "newer": (lambda copy: copy.replace(f'"{max(revisions())}"'.encode(), b'"9999"', 1), "'9999' is not known"),
     "cut": (lambda copy: copy[: len(copy) // 2], "not as the studio writes one"),
     "no end": (lambda copy: copy.rpartition(b'{"end"')[0], "not as the studio writes one"),
     "other table": (lambda copy: copy.replace(b'{"table": "base"', b'{"table": "sqlite_master"'), "does not have"),

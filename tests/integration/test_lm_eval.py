@@ -1,4 +1,4 @@
-"""Tasks of lm-eval on adapters. Those that need the package are left out where nobody installed it."""
+"""Tasks of lm-eval on adapters."""
 
 import json
 import sys
@@ -35,7 +35,6 @@ def test_it_says_in_a_sentence_that_it_is_not_installed(studio: Studio, monkeypa
 
 
 def test_tasks_are_run_on_voices_and_kept(studio: Studio, tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval", reason="lm-eval is installed by those who use it")
     add_adapters(studio)
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, ROWS)))
