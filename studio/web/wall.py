@@ -119,6 +119,10 @@ class Wall:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and count its body as it comes; what the application says of one that was cut off is not sent."""
+        headers = Headers(scope=scope)
+        if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:  # such as a stream that stays open for hours
+            await self.app(scope, receive, send)
+            return
         body = _Body(receive, self.rules.most_bytes(scope["path"]), self._clock)
         begun = False
 
@@ -165,7 +169,10 @@ class _Body:
             return await self._receive()
         left_s = BODY_GRACE_S + self._bytes / LEAST_BYTES_PER_S - (self._clock() - self._began)
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, left_s))
+            if left_s <= 0:
+                raise TimeoutError
+            async with asyncio.timeout(left_s):  # in this very task: an application may look whether something came and go on
+                message = await self._receive()
         except TimeoutError:
             self.refused = PlainTextResponse("The request came too slowly; send it again over a better connection.", status_code=408)
             return {"type": "http.disconnect"}

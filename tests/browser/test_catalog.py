@@ -20,13 +20,6 @@ EVIL = "Pirate <b>& co</b>"  # a name that would be markup if it were not escape
 METRICS = {"eval_loss_before": 4.0, "eval_loss": 1.5, "steps": 10}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patience() -> Iterator[None]:
-    expect.set_options(timeout=WAIT_MS)
-    yield
-    expect.set_options(timeout=5000)
-
-
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page whose errors fail the test, but for those of requests that a reload cuts off."""

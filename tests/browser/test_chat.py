@@ -178,6 +178,7 @@ def test_a_reload_sets_the_sliders_of_a_blend_again(page: Page, chat_url: str) -
     page.locator("#chat-blend-weight-2 input[type=number]").press("Tab")
     expect(page.locator("#chat-voice")).to_contain_text(re.compile(r"wizard\s+1.35"))
     ask(page, "Both of you again?")
+    expect(page).to_have_url(re.compile("talk="))  # it follows within a second
     page.reload()
     expect(page.locator("#chat-adapter input")).to_have_value("Blend…")
     expect(page.locator("#chat-voice")).to_contain_text(re.compile(rf"{EVIL}\s+0.5\s*wizard\s+1.35"))

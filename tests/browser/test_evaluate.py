@@ -19,11 +19,11 @@ def test_voices_are_held_to_rows_and_the_results_stay(page: Page, tiny_url: str,
     expect(page.locator("#evaluate-voices")).to_contain_text("Base model")
     choose(page, "evaluate-dataset", "sums <b>of</b> it")
     page.locator("#evaluate-rows input").fill("6")
-    expect(page.locator("#evaluate-command textarea")).to_have_value(re.compile("--dataset 'sums <b>of</b> it' --adapter base --rows 6$"))
+    expect(page.locator("#evaluate-command textarea")).to_have_value(re.compile("--dataset 'sums <b>of</b> it' --adapter base.* --rows 6$"))
     page.locator("#evaluate-start").click()
     one = page.locator("#evaluate-one")
     expect(one.locator(".as-evaluation .as-about").first).to_contain_text("done", timeout=90_000)
-    expect(one.locator(".as-results tbody th").first).to_contain_text("The base alone")
+    expect(one.locator(".as-results tbody th").first).to_contain_text("The base alone")  # other tests' adapters may stand below
     assert float(one.locator(".as-results tbody td").first.inner_text()) > 1
     expect(one.locator("h5").first).to_contain_text("What is ")
     one.get_by_role("button", name="More rows").click()

@@ -125,6 +125,26 @@ def test_a_body_that_comes_too_slowly_is_cut_off() -> None:
     assert ask(wall.rules, "POST", wall=wall, content=drip(int(BODY_GRACE_S * LEAST_BYTES_PER_S))).status_code == 200
 
 
+def test_a_request_without_a_body_may_take_as_long_as_it_likes_and_hears_when_its_client_goes() -> None:
+    clock, heard = Clock(), list[str]()
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"} if clock.now > 500 else {"type": "http.request", "body": b"", "more_body": False}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        heard.append((await receive())["type"])
+        clock.now += 1000  # a stream of events
+        heard.append((await receive())["type"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        heard.append(str(message.get("status")))
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")], "client": STRANGER}
+    asyncio.run(Wall(app, Rules(), clock=clock)(scope, receive, send))
+    assert heard == ["http.request", "http.disconnect", "200"]
+
+
 def test_an_address_that_asks_too_often_waits_and_others_do_not() -> None:
     clock = Clock()
     wall = walled(Rules(("*",), per_minute=3), clock)
