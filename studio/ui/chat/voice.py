@@ -18,6 +18,8 @@ BASE = "base"
 PLACES = 4
 MAX_WEIGHT, STEP = 2.0, 0.05
 NOBODY = ("nobody", "")
+# What writes the line about the choice runs in the order in which it was asked for, so that no answer about an earlier choice comes last.
+IN_TURN: dict[str, Any] = {"concurrency_id": "voice", "concurrency_limit": 1, **QUIET}
 
 Values = dict[Any, Any]
 
@@ -43,7 +45,7 @@ class VoiceParts:
     @property
     def set_together(self) -> list[Any]:
         """What `as_said` sets."""
-        return [*self.inputs, self.restored]
+        return [*self.inputs, self.restored, self.about]
 
 
 def build_chooser() -> gr.Dropdown:
@@ -99,26 +101,27 @@ class Voices:
         self.studio, self.parts = studio, parts
 
     def refresh(self, values: Values) -> Values:
-        """Who can speak now; whoever was chosen stays."""
+        """Who can speak now; whoever was chosen stays. `look` comes behind it, on what is chosen then."""
         choices = voices(self.studio, values[self.parts.adapter] or "")
-        before = values[self.parts.adapter]
         updates = {name: _kept(values[name], [NOBODY, *_blendable(choices)], "") for name in self.parts.names}
-        looks = self.look({**values, self.parts.adapter: before if before in {key for _, key in choices} else BASE})
-        return {self.parts.adapter: _kept(before, choices, BASE), **updates, **looks}
+        return {self.parts.adapter: _kept(values[self.parts.adapter], choices, BASE), **updates}
 
     def look(self, values: Values) -> Values:
         """The line about the choice, and what may be set."""
+        return {self.parts.about: self.line(values), **self._settable(values)}
+
+    def _settable(self, values: Values) -> Values:
         adapter = values[self.parts.adapter] or BASE
         return {
-            self.parts.about: self.line(values),
             self.parts.alone: gr.Column(visible=adapter not in (BASE, BLEND)),
             self.parts.blend: gr.Column(visible=adapter == BLEND),
         }
 
     def change(self, values: Values) -> Values:
-        """Another one was chosen, whose weight is as it was trained; a blend begins with the two newest. What `as_said` set stays."""
+        """Another one was chosen, whose weight is as it was trained; a blend begins with the two newest. What `as_said` set stays, and
+        the line that it wrote: not all of it need have arrived here."""
         if values[self.parts.restored] == values[self.parts.adapter]:
-            return self.look(values)
+            return self._settable(values)
         updates: Values = {self.parts.restored: "", self.parts.weight: 1.0}
         values = {**values, self.parts.weight: 1.0}
         if values[self.parts.adapter] == BLEND and not any(values[name] for name in self.parts.names):
@@ -139,15 +142,7 @@ class Voices:
 
     def line(self, values: Values) -> str:
         """One line about who is chosen."""
-        try:
-            parts = [(self.studio.speakers.get(key), weight) for key, weight in _chosen(self.parts, values)]
-        except NotFound as error:  # such as a checkpoint that a newer one replaced
-            return present.hint(str(error))
-        try:
-            base = self.studio.default_base().name
-        except NotFound:
-            base = ""
-        return show.voice(parts, base, pinned={record.id for record in self.studio.pins.all()})
+        return _line(self.studio, _chosen(self.parts, values))
 
 
 def _blendable(choices: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -166,14 +161,28 @@ def as_said(studio: "Studio", parts: VoiceParts, message: "MessageRecord") -> Va
     said, speakers = _speakers_of(studio, message), _blendable(choices)
     if said is None or len(said) > PLACES or not {key for key, _ in said} <= {key for _, key in speakers}:
         return {}
+    told = {parts.about: _line(studio, said)}
     if len(said) < 2:
         key, weight = said[0] if said else (BASE, 1.0)
-        return {parts.adapter: gr.Dropdown(choices=choices, value=key), parts.weight: weight, parts.restored: key}
-    updates: Values = {parts.adapter: gr.Dropdown(choices=choices, value=BLEND), parts.restored: BLEND}
+        return {parts.adapter: gr.Dropdown(choices=choices, value=key), parts.weight: weight, parts.restored: key, **told}
+    updates: Values = {parts.adapter: gr.Dropdown(choices=choices, value=BLEND), parts.restored: BLEND, **told}
     places = [*said, *[("", 0.5)] * (PLACES - len(said))]
     for name, slider, (key, weight) in zip(parts.names, parts.weights, places, strict=True):
         updates |= {name: gr.Dropdown(choices=[NOBODY, *speakers], value=key), slider: weight}
     return updates
+
+
+def _line(studio: "Studio", chosen: list[tuple[str, float]]) -> str:
+    """One line about adapters with their weights."""
+    try:
+        found = [(studio.speakers.get(key), weight) for key, weight in chosen]
+    except NotFound as error:  # such as a checkpoint that a newer one replaced
+        return present.hint(str(error))
+    try:
+        base = studio.default_base().name
+    except NotFound:
+        base = ""
+    return show.voice(found, base, pinned={record.id for record in studio.pins.all()})
 
 
 def _speakers_of(studio: "Studio", message: "MessageRecord") -> list[tuple[str, float]] | None:
@@ -193,8 +202,8 @@ def wire(parts: VoiceParts, studio: "Studio") -> Voices:
     """Bind the events; returns the callbacks for others."""
     events = Voices(studio, parts)
     looks = [parts.about, parts.alone, parts.blend]
-    parts.adapter.change(events.change, {*parts.inputs, parts.restored}, [*looks, parts.weight, *parts.names, parts.restored], **QUIET)
-    parts.about.act(events.act, set(parts.inputs), [parts.about], **QUIET)
-    moved = [component.change for component in parts.inputs[1:]]
-    gr.on(moved, lambda values: {parts.about: events.line(values)}, set(parts.inputs), [parts.about], trigger_mode="always_last", **QUIET)
+    parts.adapter.change(events.change, {*parts.inputs, parts.restored}, [*looks, parts.weight, *parts.names, parts.restored], **IN_TURN)
+    parts.about.act(events.act, set(parts.inputs), [parts.about], **IN_TURN)
+    moved = [component.input for component in parts.inputs[1:]]  # by a person; whoever else sets them writes the line as well
+    gr.on(moved, lambda values: {parts.about: events.line(values)}, set(parts.inputs), [parts.about], trigger_mode="always_last", **IN_TURN)
     return events

@@ -173,8 +173,10 @@ def wire(page: Page, studio: "Studio") -> None:
     library.wire(page, studio)
     probing.wire(page, studio)
     parts = tab.voice
-    looks = [parts.adapter, *parts.names, parts.about, parts.alone, parts.blend, tab.compare.who, tab.trouble]
-    tab.tab.select(events.refresh, {*parts.inputs, tab.compare.who}, looks, **QUIET).then(**draw)
+    looks: dict[str, Any] = {"inputs": set(parts.inputs), "outputs": [parts.about, parts.alone, parts.blend], **voice.IN_TURN}
+    there = [parts.adapter, *parts.names, tab.compare.who, tab.trouble]
+    refreshed = tab.tab.select(events.refresh, {*parts.inputs, tab.compare.who}, there, **voice.IN_TURN)
+    refreshed.then(events.voices.look, **looks).then(**draw)
     _wire_speaking(page, events, draw)
     tab.unload.click(events.unload, None, tab.trouble, **QUIET)
     tab.trouble.act(lambda: gr.Tabs(selected=TRAIN), None, page.tabs, **QUIET)
