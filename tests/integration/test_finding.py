@@ -2,12 +2,15 @@
 
 import json
 import shutil
-from dataclasses import replace
+import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
 from storage.catalog import Search
+from storage.tables import AdapterRow
 from studio.chat.voices import choose
 from studio.errors import InvalidInput, NotFound
 from studio.services import Studio
@@ -15,6 +18,7 @@ from studio.ui.page import voices
 from tests.commands import Shell
 from tests.conftest import tiny_settings
 from tests.records import ADAPTER
+from tests.serving import VOICES, add_adapters
 
 NAMES = ("bird", "eagle", "owl")
 
@@ -118,3 +122,22 @@ def test_a_card_is_shown_kept_and_made_anew_and_mistakes_are_one_sentence(shell:
     assert "is not known; choose newest" in shell.refuse("adapter", "list", "--sort", "random")
     assert "There is no adapter named 'nobody'" in shell.refuse("adapter", "archive", "nobody")
     assert json.loads(shell.run("adapter", "show", "bird", "--json").out)["licence"] == "mit"
+
+
+def test_ten_thousand_are_listed_and_one_is_exported_without_reading_another(studio: Studio, tmp_path: Path) -> None:
+    add_adapters(studio)
+    real = studio.adapters.get("wizard")
+    count = 10_000 - len(VOICES)
+    rows = [asdict(replace(real, id=f"x{i}", name=f"far {i}", sha256=f"{i:064x}", created_at=float(i))) for i in range(count)]
+    with studio._database.write() as session:
+        session.execute(insert(AdapterRow), rows)
+    studio.finder.index.catch_up()  # as at the start of a studio
+    with pytest.raises(NotFound, match="cannot be used"):  # they have no files, so whoever reads one fails
+        studio.adapters.read(studio.adapters.get("far 1"))
+    names, after = list[str](), None
+    while after is not None or not names:
+        found = studio.finder.page(Search(sort="gain"), 1000, after)
+        names, after = names + [record.name for record in found.records], found.next
+    assert len(set(names)) == len(names) == 10_000
+    with zipfile.ZipFile(studio.export_adapter("wizard", out=tmp_path)) as archive:
+        assert "adapter_model.safetensors" in archive.namelist()
