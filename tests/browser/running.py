@@ -107,6 +107,19 @@ def open_options(page: Page, *groups: str) -> None:
         page.locator("#train-more").get_by_role("button", name=name).click()
 
 
+def set_length(page: Page, tokens: int) -> None:
+    """Open More and choose the most tokens of a reply. A fold that opens may draw its sliders once more, so it is set until it stands."""
+    page.locator("#chat-more").get_by_role("button", name="More").click()
+    box = page.locator("#chat-length input[type=number]")
+    for _ in range(20):
+        box.fill(str(tokens))
+        box.press("Tab")
+        page.wait_for_timeout(250)
+        if box.input_value() == str(tokens):
+            return
+    raise AssertionError(f"The length stays {box.input_value()}.")
+
+
 def ask(page: Page, prompt: str, pane: str = "chat") -> Locator:
     """Send a message and wait for the stamped reply; returns the reply's bubble."""
     stamps = page.locator(f"#{pane} .as-stamp")

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from studio.services import Studio
-from tests.browser.running import ask, choose, open_tab, running_app
+from tests.browser.running import ask, choose, open_tab, running_app, set_length
 from tests.conftest import tiny_settings
 
 WAIT_MS = 30_000
@@ -62,9 +62,7 @@ def page(browser: Browser) -> Iterator[Page]:
 def begin(page: Page, url: str, length: int = 16) -> None:
     """Open the tab with short replies."""
     open_tab(page, url, "Chat")
-    page.locator("#chat-more").get_by_role("button", name="More").click()
-    page.locator("#chat-length input[type=number]").fill(str(length))
-    page.locator("#chat-length input[type=number]").press("Tab")
+    set_length(page, length)
 
 
 def send(page: Page, text: str) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.running import REPLY_MS, ask, choose, open_options, open_tab
+from tests.browser.running import REPLY_MS, ask, choose, open_options, open_tab, set_length
 
 MARKER = "ZORBLAX"
 ADAPTER = "Zorblax <b>& co</b>"  # a name that would be markup if it were not escaped
@@ -144,8 +144,7 @@ def test_a_refused_message_comes_back_with_the_reason(page: Page, app_url: str) 
 
 def begin_a_story(page: Page) -> None:
     """Of 1,024 tokens, so that it is still told when a busy machine's browser comes to look."""
-    page.locator("#chat-more").get_by_role("button", name="More").click()
-    page.locator("#chat-length input[type=number]").fill("1024")
+    set_length(page, 1024)
     page.locator("#chat-prompt textarea").fill("Tell me a very long story about the sea.")
     page.locator("#chat-send").click()
     expect(page.locator("#chat-stop")).to_be_visible()
