@@ -66,7 +66,6 @@ def serve(settings: "Settings") -> None:
             launch(demo, settings, Changes(studio.watching.mark), Measures(studio, access), routes(studio, access))
             threading.Event().wait()
         finally:
-            leave_within(STOP_S)
             studio.stop()  # first, so that the server does not wait for replies that are being written
             demo.close(verbose=False)
     finally:
@@ -246,6 +245,7 @@ def exit_on_signals() -> None:
     """Let SIGTERM and SIGINT leave the program through its `finally` blocks, at whatever point it is."""
 
     def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        leave_within(STOP_S)
         raise SystemExit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -91,6 +91,21 @@ def _build_form() -> dict[str, Any]:
             elem_id="evaluate-rows",
         ),
     }
+    made |= _build_more()
+    start = gr.Button("Evaluate", variant="primary", elem_id="evaluate-start", elem_classes="as-do")
+    command = gr.Textbox(
+        "",
+        label="The same on the command line",
+        lines=2,
+        interactive=False,
+        buttons=["copy"],
+        elem_id="evaluate-command",
+        elem_classes="as-command",
+    )
+    return {**made, "start": start, "command": command}
+
+
+def _build_more() -> dict[str, Any]:
     with gr.Accordion("More", open=False, elem_id="evaluate-more"):
         held = gr.Checkbox(
             False,
@@ -120,17 +135,7 @@ def _build_form() -> dict[str, Any]:
             seed = gr.Number(
                 PLAN.seed, label="Seed", info="Which rows are drawn.", minimum=0, maximum=2**31 - 1, precision=0, elem_id="evaluate-seed"
             )
-    start = gr.Button("Evaluate", variant="primary", elem_id="evaluate-start", elem_classes="as-do")
-    command = gr.Textbox(
-        "",
-        label="The same on the command line",
-        lines=2,
-        interactive=False,
-        buttons=["copy"],
-        elem_id="evaluate-command",
-        elem_classes="as-command",
-    )
-    return {**made, "held_out": held, "max_tokens": tokens, "temperature": warmth, "seed": seed, "start": start, "command": command}
+    return {"held_out": held, "max_tokens": tokens, "temperature": warmth, "seed": seed}
 
 
 class _Events:
